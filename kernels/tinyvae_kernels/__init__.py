@@ -1,0 +1,101 @@
+"""Fused kernels for variational autoencoders: arrays in, arrays out, nothing of tinyvae needed.
+
+A kernel is a pair of pure functions:
+
+    noun_forward(arrays..., *, options) -> out, saved
+    noun_backward(dout, saved)          -> one gradient per array argument (None for data)
+
+`PAIRS` lists them all; `backend("numpy")` runs the plain reference instead of the Numba loops.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from ._dispatch import BACKENDS, BackendError, backend, numba_problem
+from .elbo import (
+    ElboSaved,
+    bernoulli_elbo_backward,
+    bernoulli_elbo_forward,
+    gaussian_elbo_backward,
+    gaussian_elbo_forward,
+    gaussian_fixed_elbo_backward,
+    gaussian_fixed_elbo_forward,
+)
+from .gaussian import (
+    gaussian_kl_backward,
+    gaussian_kl_between_backward,
+    gaussian_kl_between_forward,
+    gaussian_kl_forward,
+    reparameterize_backward,
+    reparameterize_forward,
+)
+from .likelihood import (
+    bernoulli_nll_backward,
+    bernoulli_nll_forward,
+    gaussian_fixed_nll_backward,
+    gaussian_fixed_nll_forward,
+    gaussian_nll_backward,
+    gaussian_nll_forward,
+)
+from .optimizer import adam_update, sgd_update
+from .patches import (
+    Geometry,
+    col2im_backward,
+    col2im_forward,
+    geometry,
+    im2col_backward,
+    im2col_forward,
+)
+from .philox import philox_bits, philox_normal, philox_uniform
+
+PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "reparameterize": (reparameterize_forward, reparameterize_backward),
+    "gaussian_kl": (gaussian_kl_forward, gaussian_kl_backward),
+    "gaussian_kl_between": (gaussian_kl_between_forward, gaussian_kl_between_backward),
+    "bernoulli_nll": (bernoulli_nll_forward, bernoulli_nll_backward),
+    "gaussian_nll": (gaussian_nll_forward, gaussian_nll_backward),
+    "gaussian_fixed_nll": (gaussian_fixed_nll_forward, gaussian_fixed_nll_backward),
+    "bernoulli_elbo": (bernoulli_elbo_forward, bernoulli_elbo_backward),
+    "gaussian_elbo": (gaussian_elbo_forward, gaussian_elbo_backward),
+    "gaussian_fixed_elbo": (gaussian_fixed_elbo_forward, gaussian_fixed_elbo_backward),
+    "im2col": (im2col_forward, im2col_backward),
+    "col2im": (col2im_forward, col2im_backward),
+}
+
+__all__ = [
+    "BACKENDS",
+    "PAIRS",
+    "BackendError",
+    "ElboSaved",
+    "Geometry",
+    "adam_update",
+    "backend",
+    "bernoulli_elbo_backward",
+    "bernoulli_elbo_forward",
+    "bernoulli_nll_backward",
+    "bernoulli_nll_forward",
+    "col2im_backward",
+    "col2im_forward",
+    "gaussian_elbo_backward",
+    "gaussian_elbo_forward",
+    "gaussian_fixed_elbo_backward",
+    "gaussian_fixed_elbo_forward",
+    "gaussian_fixed_nll_backward",
+    "gaussian_fixed_nll_forward",
+    "gaussian_kl_backward",
+    "gaussian_kl_between_backward",
+    "gaussian_kl_between_forward",
+    "gaussian_kl_forward",
+    "gaussian_nll_backward",
+    "gaussian_nll_forward",
+    "geometry",
+    "im2col_backward",
+    "im2col_forward",
+    "numba_problem",
+    "philox_bits",
+    "philox_normal",
+    "philox_uniform",
+    "reparameterize_backward",
+    "reparameterize_forward",
+    "sgd_update",
+]

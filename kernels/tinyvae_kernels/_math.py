@@ -1,0 +1,42 @@
+"""Elementary functions that the Numba bodies use, for float32 and float64.
+
+Here stand their names and, for plain Python, their NumPy meaning; `_numba.py` gives them bodies
+that LLVM can vectorize (Numba's wheels come without SVML, so `math.exp` is a slow scalar call).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+
+def exp(x: Any) -> Any:
+    """e^x. In float32: 1e-7 relative; below -87.3 the smallest normal number instead of 0."""
+    return np.exp(x)
+
+
+def expm1(x: Any) -> Any:
+    """e^x - 1, exact near 0."""
+    return np.expm1(x)
+
+
+def log1p01(u: Any) -> Any:
+    """log(1 + u) for u in [0, 1], the half that softplus needs."""
+    return np.log1p(u)
+
+
+def log01(u: Any) -> Any:
+    """log(u) for normal u in (0, 1]."""
+    return np.log(u)
+
+
+def sin_turn(t: Any) -> Any:
+    """sin(2 pi t) for t in [0, 1)."""
+    return np.sin(2 * math.pi * t)
+
+
+def cos_turn(t: Any) -> Any:
+    """cos(2 pi t) for t in [0, 1)."""
+    return np.cos(2 * math.pi * t)

@@ -1,0 +1,176 @@
+"""How the Numba bodies are compiled, and vectorizable float32 versions of `_math`.
+
+Imported at the first Numba call only. Each float32 function is a range reduction and a short
+polynomial, straight-line code that LLVM turns into SIMD; float64 uses the C library, for it serves
+checks, not speed. Coefficients of exp: Cephes expf (Moshier 1989); logarithms: the series of
+2 atanh(s) with s = u / (2 + u); sine and cosine: Taylor on [-pi/4, pi/4].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.extending import intrinsic, overload, typeof_impl
+
+from . import _math
+from ._dispatch import FASTMATH, jit
+
+f32 = np.float32
+
+
+def compiled(function: Callable) -> Callable:
+    """`function` compiled for whatever argument types it is called with."""
+    return njit(function, fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
+
+
+@typeof_impl.register(jit)
+def _type_of_jit(value: jit, context: Any) -> types.Type:
+    """A kernel may call another one that is not compiled yet."""
+    return typeof_impl(value.dispatcher(), context)
+
+
+def _bits(result: types.Type, argument: types.Type) -> Callable:
+    """An intrinsic that reads the bits of one 32-bit type as another."""
+
+    @intrinsic
+    def bitcast(context: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.bitcast(arguments[0], context.get_value_type(result))
+
+        return result(argument), generate
+
+    return bitcast
+
+
+_float_from_bits = _bits(types.float32, types.int32)
+_bits_from_float = _bits(types.int32, types.float32)
+
+_inline: dict[str, Any] = {"inline": "always", "jit_options": {"fastmath": FASTMATH, "nogil": True}}
+_helper = njit(fastmath=FASTMATH, error_model="numpy", nogil=True)
+
+
+@_helper
+def _reduce(x):
+    """x = n log 2 + r with |r| <= log(2)/2; returns e^r - 1 and n. log 2 in two parts, exactly."""
+    n = np.floor(x * f32(1.44269504) + f32(0.5))
+    r = (x - n * f32(0.693359375)) - n * f32(-2.12194440e-4)
+    p = f32(1.9875691500e-4)
+    p = p * r + f32(1.3981999507e-3)
+    p = p * r + f32(8.3334519073e-3)
+    p = p * r + f32(4.1665795894e-2)
+    p = p * r + f32(1.6666665459e-1)
+    p = p * r + f32(5.0000001201e-1)
+    return p * r * r + r, n
+
+
+@_helper
+def _power_of_two(n):
+    """2^n for n in [-126, 127], by writing the exponent's bits."""
+    return _float_from_bits((np.int32(n) + np.int32(127)) << np.int32(23))
+
+
+@overload(_math.exp, **_inline)
+def _exp(x):
+    if x != types.float32:
+        return lambda x: math.exp(x)
+
+    def body(x):
+        x = min(max(x, f32(-87.3)), f32(89.0))
+        q, n = _reduce(x)
+        # 2^128 has no float32: take half the power twice, so that large x overflows to infinity
+        return (q + f32(1)) * _power_of_two(n - f32(1)) * f32(2)
+
+    return body
+
+
+@overload(_math.expm1, **_inline)
+def _expm1(x):
+    if x != types.float32:
+        return lambda x: math.expm1(x)
+
+    def body(x):
+        x = min(max(x, f32(-87.0)), f32(89.0))
+        q, n = _reduce(x)
+        half = _power_of_two(n - f32(1))
+        return (q * half + (half - f32(0.5))) * f32(2)  # n = 0 gives q, with nothing cancelled
+
+    return body
+
+
+@_helper
+def _log1p_small(u):
+    """log(1 + u) = 2 atanh(u / (2 + u)) for u in [-0.3, 1]: error 1.4e-7 at u = 1."""
+    s = u / (f32(2) + u)
+    t = s * s
+    p = f32(1 / 13)
+    p = p * t + f32(1 / 11)
+    p = p * t + f32(1 / 9)
+    p = p * t + f32(1 / 7)
+    p = p * t + f32(1 / 5)
+    p = p * t + f32(1 / 3)
+    return f32(2) * s * (p * t + f32(1))
+
+
+@overload(_math.log1p01, **_inline)
+def _log1p01(u):
+    if u != types.float32:
+        return lambda u: math.log1p(u)
+    return lambda u: _log1p_small(u)
+
+
+@overload(_math.log01, **_inline)
+def _log01(u):
+    if u != types.float32:
+        return lambda u: math.log(u)
+
+    def body(u):
+        # u = 2^n m with m in [sqrt(1/2), sqrt(2)), so that log m stays small and exact near 1
+        bits = _bits_from_float(u)
+        n = (bits - np.int32(0x3F3504F3)) >> np.int32(23)
+        m = _float_from_bits(bits - (n << np.int32(23)))
+        return f32(n) * f32(0.69314718) + _log1p_small(m - f32(1))
+
+    return body
+
+
+@_helper
+def _sin_quarter(a):
+    """sin(a) for |a| <= pi/2 (Taylor to a^11)."""
+    t = a * a
+    p = f32(-1 / 39916800)
+    p = p * t + f32(1 / 362880)
+    p = p * t + f32(-1 / 5040)
+    p = p * t + f32(1 / 120)
+    p = p * t + f32(-1 / 6)
+    return a + a * t * p
+
+
+@overload(_math.sin_turn, **_inline)
+def _sin_turn(t):
+    if t != types.float32:
+        return lambda t: math.sin(2 * math.pi * t)
+
+    def body(t):
+        # fold the turn to [-1/4, 1/4]: sin(2 pi t) = sin(2 pi (1/2 - t))
+        s = t - np.floor(t + f32(0.5))
+        a = f32(0.25) - abs(abs(s) - f32(0.25))
+        return _sin_quarter(f32(6.2831853) * (a if s >= f32(0) else -a))
+
+    return body
+
+
+@overload(_math.cos_turn, **_inline)
+def _cos_turn(t):
+    if t != types.float32:
+        return lambda t: math.cos(2 * math.pi * t)
+
+    def body(t):
+        # cos(2 pi t) = sin(2 pi (1/4 - |s|)) with s in [-1/2, 1/2]
+        s = t - np.floor(t + f32(0.5))
+        return _sin_quarter(f32(6.2831853) * (f32(0.25) - abs(s)))
+
+    return body

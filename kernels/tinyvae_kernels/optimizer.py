@@ -1,0 +1,104 @@
+"""One pass over parameters, gradients and moments: read each once, write each once.
+
+Policy: these two, alone in this package, overwrite their arguments: the parameters and the state.
+`scale` multiplies the gradient on the way in, so that clipping by norm costs no pass of its own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ._dispatch import check_same_shape, jit, select
+
+
+def adam_update(
+    parameter: np.ndarray,
+    gradient: np.ndarray,
+    m: np.ndarray,
+    v: np.ndarray,
+    *,
+    step: int,
+    learning_rate: float = 1e-3,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    scale: float = 1.0,
+) -> None:
+    """Adam in place; with weight_decay, AdamW.
+
+    g = scale gradient      m = beta1 m + (1 - beta1) g      v = beta2 v + (1 - beta2) g^2
+    p = p - lr weight_decay p - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
+                       Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019
+    parameter, gradient, m, v: one shape, C-contiguous; overwritten: parameter, m, v.
+    step: t, counted from 1.
+    Raises ValueError for differing shapes, step < 1, or arrays that are not contiguous.
+    """
+    flat = _flat(parameter=parameter, gradient=gradient, m=m, v=v)
+    if step < 1:
+        raise ValueError(f"step counts from 1, got {step}")
+    numbers = (scale, learning_rate, 1 - learning_rate * weight_decay, beta1, 1 - beta1, beta2,
+               1 - beta2, eps, 1 / (1 - beta1**step), 1 / (1 - beta2**step))  # fmt: skip
+    constants = (parameter.dtype.type(number) for number in numbers)
+    select(parameter, _adam_update_numpy, _adam_update_numba)(*flat, *constants)
+
+
+def sgd_update(
+    parameter: np.ndarray,
+    gradient: np.ndarray,
+    velocity: np.ndarray,
+    *,
+    learning_rate: float,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    scale: float = 1.0,
+) -> None:
+    """Stochastic gradient descent with momentum, in place.
+
+    velocity = momentum velocity + scale gradient + weight_decay p      p = p - lr velocity
+    parameter, gradient, velocity: one shape, C-contiguous; overwritten: parameter, velocity.
+    Raises ValueError for differing shapes, or arrays that are not contiguous.
+    """
+    flat = _flat(parameter=parameter, gradient=gradient, velocity=velocity)
+    numbers = (scale, learning_rate, momentum, weight_decay)
+    constants = (parameter.dtype.type(number) for number in numbers)
+    select(parameter, _sgd_update_numpy, _sgd_update_numba)(*flat, *constants)
+
+
+def _flat(**arrays: np.ndarray) -> list[np.ndarray]:
+    """Views of all arrays with one axis; the gradient, which is only read, may be copied."""
+    parameter = arrays["parameter"]
+    check_same_shape(**{name: a.reshape(1) if a.ndim == 0 else a for name, a in arrays.items()})
+    for name, array in arrays.items():
+        if name != "gradient" and not array.flags.c_contiguous:
+            raise ValueError(f"{name} must be C-contiguous to be updated in place")
+    return [a.reshape(parameter.size) for a in arrays.values()]
+
+
+def _adam_update_numpy(p, g, m, v, scale, lr, decay, b1, c1, b2, c2, eps, unbias1, unbias2):
+    g = scale * g
+    m[:] = b1 * m + c1 * g
+    v[:] = b2 * v + c2 * g * g
+    p[:] = decay * p - lr * (m * unbias1) / (np.sqrt(v * unbias2) + eps)
+
+
+@jit
+def _adam_update_numba(p, g, m, v, scale, lr, decay, b1, c1, b2, c2, eps, unbias1, unbias2):
+    for i in range(p.size):
+        gi = scale * g[i]
+        mi = b1 * m[i] + c1 * gi
+        vi = b2 * v[i] + c2 * gi * gi
+        m[i], v[i] = mi, vi
+        p[i] = decay * p[i] - lr * (mi * unbias1) / (np.sqrt(vi * unbias2) + eps)
+
+
+def _sgd_update_numpy(p, g, velocity, scale, lr, momentum, weight_decay):
+    velocity[:] = momentum * velocity + scale * g + weight_decay * p
+    p[:] = p - lr * velocity
+
+
+@jit
+def _sgd_update_numba(p, g, velocity, scale, lr, momentum, weight_decay):
+    for i in range(p.size):
+        velocity[i] = momentum * velocity[i] + scale * g[i] + weight_decay * p[i]
+        p[i] -= lr * velocity[i]

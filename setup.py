@@ -1,0 +1,23 @@
+"""Two packages from one tree: `tinyvae`, and `tinyvae_kernels`, which lives in `kernels/`."""
+
+from setuptools import find_packages, setup
+
+cli = ["typer>=0.12", "rich>=13", "matplotlib>=3.8", "pillow>=10"]
+evaluation = ["scikit-learn>=1.4"]
+
+setup(
+    packages=find_packages(include=["tinyvae", "tinyvae.*"]) + find_packages("kernels"),
+    package_dir={"tinyvae_kernels": "kernels/tinyvae_kernels"},
+    package_data={"tinyvae_kernels": ["**/*.cu", "py.typed"], "tinyvae": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=["numpy>=2.0", "numba>=0.60", "threadpoolctl>=3.5", "safetensors>=0.4.3"],
+    extras_require={
+        "cli": cli,
+        "eval": evaluation,
+        "all": cli + evaluation,
+        "test": cli
+        + evaluation
+        + ["pytest>=8", "hypothesis>=6.100", "scipy>=1.11", "ruff>=0.8", "mypy>=1.11"],
+    },
+    entry_points={"console_scripts": ["tinyvae = tinyvae.cli:main"]},
+)

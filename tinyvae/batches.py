@@ -1,0 +1,92 @@
+"""From stored rows to the batches that a network sees: gathered, scaled, binarized.
+
+Data may stay uint8 or memory-mapped: only the rows of a batch are converted.  Binarization draws
+from Philox by position, so that it does not depend on the batch size or on what ran before:
+
+    dynamic   every training step draws new bits x ~ Bernoulli(grey), Salakhutdinov, Murray 2008
+    static    every image is drawn once, as Larochelle and Murray 2011 did for MNIST
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ._text import unknown
+from .ops import noise
+from .ops.noise import Stream
+
+BINARIZE = ("dynamic", "static")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """N rows of data and how to read them.
+
+    array: (N, ...) floats, or uint8 that are divided by `scale`.
+    shape: of a row as the network sees it.  dtype: of the batches.
+    binarize: None, "dynamic" or "static".  seed: of the bits.
+    """
+
+    array: np.ndarray
+    shape: tuple[int, ...]
+    dtype: Any = np.float32
+    scale: float = 1.0
+    binarize: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.binarize is not None and self.binarize not in BINARIZE:
+            raise unknown("binarize", self.binarize, [*BINARIZE, None])
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def head(self, n: int) -> Rows:
+        """The first n rows."""
+        return replace(self, array=self.array[:n])
+
+    def take(self, index: Any, *, stream: Stream, step: int = 0, offset: int = 0) -> np.ndarray:
+        """The rows of an index, (B, *shape); dynamic bits come from (stream, step, offset)."""
+        x = np.asarray(self.array[index], self.dtype)
+        if self.scale != 1.0:
+            x /= x.dtype.type(self.scale)
+        if self.binarize == "dynamic":
+            u = noise.uniform(
+                x.shape, seed=self.seed, stream=stream, step=step, offset=offset, dtype=self.dtype
+            )
+            x = (x > u).astype(self.dtype)
+        return x.reshape(len(x), *self.shape)
+
+    def in_order(self, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Pairs of first row and batch, from first to last: for evaluation.
+
+        Dynamic bits are drawn by row number, always the same ones for the same seed.
+        """
+        size = math.prod(self.shape)
+        for start in range(0, len(self), batch_size):
+            part = slice(start, start + batch_size)
+            yield start, self.take(part, stream=Stream.EVALUATE_BITS, offset=start * size)
+
+    def binarized_once(self) -> Rows:
+        """Static binarization carried out: every row replaced by bits of its own, as uint8."""
+        if self.binarize != "static":
+            return self
+        bits = np.empty((len(self), *self.shape), np.uint8)
+        size, grey = math.prod(self.shape), replace(self, binarize=None)
+        for start in range(0, len(self), 1024):
+            x = grey.take(slice(start, start + 1024), stream=Stream.STATIC)
+            u = noise.uniform(
+                x.shape, seed=self.seed, stream=Stream.STATIC, offset=start * size, dtype=x.dtype
+            )
+            bits[start : start + 1024] = x > u
+        return replace(self, array=bits, scale=1.0, binarize=None)
+
+    def shuffled(self, batch_size: int, *, epoch: int) -> list[np.ndarray]:
+        """The row numbers of every batch of an epoch; the last batch may be smaller."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self))
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

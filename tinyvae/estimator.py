@@ -1,0 +1,578 @@
+"""`VAE`: the model as a scikit-learn style estimator, in the words of VAE users too.
+
+Hyperparameters are stored unchanged under their own names; data are seen in `fit` alone; what is
+learned ends in `_`.  Sizes: N rows, Z latent, K samples.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from . import checkpoint as files
+from . import likelihoods, metrics, ops, schedules
+from ._text import unknown
+from .batches import BINARIZE, Rows
+from .data import as_rows, check_finite
+from .models import vae as networks
+from .models.vae import VAENetwork
+from .ops import noise
+from .ops.noise import Stream
+from .optim import Adam
+from .tensor import no_grad
+from .train import Callback, Progress, Run, Settings
+
+DTYPES = {"float32": np.float32, "float64": np.float64}
+BATCH = 512  # rows at a time outside of training
+
+
+class NotFittedError(ValueError, AttributeError):
+    """The model has no network yet: call fit, or load a saved one."""
+
+
+class VAE:
+    """A variational autoencoder (Kingma and Welling 2014).
+
+    latent_dim: Z.  architecture: "mlp" (layers of `hidden` units) or "conv" (4x4 convolutions of
+    stride 2 with `channels` filters, then `hidden`).  encoder, decoder: your own modules instead,
+    x (B, ...) -> (mu, logvar) and z (B, Z) -> raw parameters; they are copied at fit.
+    image_shape: (H, W, C), to read flat rows as images.
+    likelihood: "bernoulli" (bits), "gaussian" (real values; `variance` a number or "learned") or
+    "bce" (grey values in [0, 1]; a loss, not a likelihood); or an object of tinyvae.likelihoods.
+    binarize: "dynamic" or "static" draws bits from grey values; None leaves the data alone.
+    beta, kl_schedule: weight of the KL is beta times the schedule, a number, a text such as
+    "linear:0:1:10", or a function of the time in epochs.  free_bits: nats per dimension and row.
+    learning_rate: a number or a schedule.  clip_norm: largest gradient norm.  patience: stop when
+    the validation ELBO has not risen for so many epochs, and keep the best weights.
+    random_state: None, an int or a NumPy generator.  device: "cpu".  dtype: "float32" or "float64".
+
+    Learned: network_, likelihood_, history_ (a dict an epoch), seed_, n_features_in_,
+    data_shape_ (of a row as the network sees it), row_shape_ (as it was given), scale_ (uint8
+    pixels are divided by it: 255, or 1 if they are 0 and 1), optimizer_, progress_.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int = 20,
+        *,
+        hidden: Sequence[int] = (400,),
+        architecture: str = "mlp",
+        channels: Sequence[int] = (32, 64),
+        activation: str = "relu",
+        encoder: Callable | None = None,
+        decoder: Callable | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+        likelihood: Any = "bernoulli",
+        variance: float | str = 1.0,
+        binarize: str | None = None,
+        beta: float = 1.0,
+        kl_schedule: Any = 1.0,
+        free_bits: float = 0.0,
+        learning_rate: Any = 1e-3,
+        weight_decay: float = 0.0,
+        clip_norm: float | None = None,
+        batch_size: int = 128,
+        epochs: int = 10,
+        patience: int | None = None,
+        random_state: Any = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+    ):
+        self.latent_dim = latent_dim
+        self.hidden = hidden
+        self.architecture = architecture
+        self.channels = channels
+        self.activation = activation
+        self.encoder = encoder
+        self.decoder = decoder
+        self.image_shape = image_shape
+        self.likelihood = likelihood
+        self.variance = variance
+        self.binarize = binarize
+        self.beta = beta
+        self.kl_schedule = kl_schedule
+        self.free_bits = free_bits
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.clip_norm = clip_norm
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.patience = patience
+        self.random_state = random_state
+        self.device = device
+        self.dtype = dtype
+
+    # ------------------------------------------------------------------------------- parameters
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+        return {p.name: p.default for p in parameters}
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The hyperparameters, by name."""
+        return {name: getattr(self, name) for name in self._defaults()}
+
+    def set_params(self, **parameters: Any) -> VAE:
+        """Change hyperparameters; ValueError names an unknown one."""
+        for name, value in parameters.items():
+            if name not in self._defaults():
+                raise unknown("parameter", name, self._defaults())
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        default = self._defaults()
+        shown = (f"{k}={v!r}" for k, v in self.get_params().items() if v != default[k])
+        return f"VAE({', '.join(shown)})"
+
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn's pipelines and searches want to know."""
+        from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
+
+        dtypes = ["float32", "float64"]
+        return Tags(
+            estimator_type=None,
+            target_tags=TargetTags(required=False),
+            transformer_tags=TransformerTags(preserves_dtype=dtypes),
+            input_tags=InputTags(two_d_array=True, three_d_array=True),
+        )
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "network_")
+
+    def _validate(self) -> None:
+        """Refuse hyperparameters that cannot work, before any data is touched."""
+        for name in ("latent_dim", "batch_size", "epochs", "patience"):
+            value = getattr(self, name)
+            if name == "patience" and value is None:
+                continue
+            if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+        for name in ("hidden", "channels"):
+            sizes = getattr(self, name)
+            if isinstance(sizes, (str, int)) or any(
+                not isinstance(n, (int, np.integer)) or n < 1 for n in sizes
+            ):
+                raise ValueError(f"{name} must be whole numbers >= 1, got {sizes!r}")
+        for name in ("beta", "free_bits", "weight_decay"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive, got {self.clip_norm!r}")
+        if self.binarize not in (None, *BINARIZE):
+            raise unknown("binarize", self.binarize, [*BINARIZE, None])
+        if self.dtype not in DTYPES:
+            raise unknown("dtype", self.dtype, DTYPES)
+        if self.device != "cpu":
+            raise ValueError(f"device {self.device!r} cannot be used: this version runs on 'cpu'")
+        if (self.encoder is None) != (self.decoder is None):
+            raise ValueError("give both encoder and decoder, or neither")
+        learning_rate = schedules.parse(self.learning_rate)
+        if not learning_rate(0.0) > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate!r}")
+        schedules.parse(self.kl_schedule)
+
+    # ------------------------------------------------------------------------------------ fitting
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        validation: Any = None,
+        callbacks: Sequence[Callback] = (),
+        checkpoint: str | Path | None = None,
+        resume: bool = False,
+    ) -> VAE:
+        """Train a new network on X.
+
+        X: (N, D), (N, H, W) or (N, H, W, C); floats, or uint8 pixels.  y: ignored.
+        validation: None, rows like X, or a fraction of X in (0, 1) to set aside at random.
+        callbacks: tinyvae.train.Callback objects.
+        checkpoint: a file to write after every epoch; with `resume` training continues from it,
+        to the same bits as if it had never stopped.  Ctrl-C saves, then raises Interrupted.
+        Raises ValueError for unsuitable hyperparameters or data, DivergedError if the loss is
+        not finite, FileNotFoundError if there is nothing to resume.
+        """
+        self._validate()
+        X, held_out = self._split(X, validation)
+        if resume:
+            self._resume(checkpoint, X)
+        else:
+            self._start(X)
+        rows = self._checked_rows(X, "X")
+        held = None if held_out is None else self._checked_rows(held_out, "validation")
+        if self.patience is not None and held is None:
+            raise ValueError("patience needs validation data: give fit(validation=...)")
+        run = self._run(rows, held, callbacks)
+        if checkpoint is not None:
+            path, fingerprint = Path(checkpoint), self._fingerprint(X)
+            run.save = lambda: self._write(path, run, fingerprint)
+        run.train()
+        return self
+
+    def partial_fit(self, X: Any, y: Any = None) -> VAE:
+        """One pass over X, continuing from where the model stands; a new model starts."""
+        self._validate()
+        X = as_rows(np.asarray(X))
+        if not hasattr(self, "network_"):
+            self._start(X)
+        self._run(self._checked_rows(X, "X"), None, (), self.progress_.epoch + 1).train()
+        return self
+
+    def fit_transform(self, X: Any, y: Any = None, **options: Any) -> np.ndarray:
+        """fit(X), then transform(X)."""
+        return self.fit(X, y, **options).transform(X)
+
+    def _split(self, X: Any, validation: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        X = np.asarray(X)
+        if not isinstance(validation, (float, int)):
+            return X, None if validation is None else np.asarray(validation)
+        if not 0 < validation < 1:
+            raise ValueError(f"validation must be rows, or a fraction in (0, 1), got {validation}")
+        if not isinstance(self.random_state, (int, np.integer, type(None))):
+            raise ValueError("a validation fraction needs random_state to be an int or None")
+        order = np.random.default_rng([int(self.random_state or 0), 0xDA7A]).permutation(len(X))
+        held = max(1, round(validation * len(X)))
+        if held >= len(X):
+            raise ValueError(f"validation={validation} leaves nothing of {len(X)} rows to train on")
+        return X[np.sort(order[held:])], X[np.sort(order[:held])]
+
+    def _start(self, X: np.ndarray) -> None:
+        """Everything that the data and the seed decide: shapes, network, optimizer."""
+        rows = as_rows(X)
+        if self.image_shape is not None and math.prod(self.image_shape) != rows[0].size:
+            raise ValueError(f"image_shape {self.image_shape} needs {math.prod(self.image_shape)} "
+                             f"values a row, X has {rows[0].size}")  # fmt: skip
+        self.seed_ = _seed(self.random_state)
+        self.row_shape_ = tuple(X.shape[1:])
+        self.data_shape_ = tuple(self.image_shape or rows.shape[1:])
+        self.n_features_in_ = rows[0].size
+        self.scale_ = 255.0 if rows.dtype == np.uint8 and rows.max(initial=0) > 1 else 1.0
+        self._build()
+        self.progress_ = Progress()
+        self.history_ = self.progress_.history
+
+    def _build(self) -> None:
+        """Network and optimizer for the shapes and the seed at hand."""
+        self.likelihood_ = likelihoods.resolve(self.likelihood, self.variance)
+        if self.encoder is not None and self.decoder is not None:
+            own = VAENetwork(copy.deepcopy(self.encoder), copy.deepcopy(self.decoder))
+            self.network_ = own.astype(DTYPES[self.dtype])
+            self._check_own_network()
+        else:
+            self.network_ = networks.build(
+                self.architecture, self.data_shape_, int(self.latent_dim),
+                hidden=tuple(self.hidden), channels=tuple(self.channels),
+                outputs=self.likelihood_.outputs,
+                activation=self.activation, seed=self.seed_, dtype=DTYPES[self.dtype],
+            )  # fmt: skip
+        self.optimizer_ = Adam(self.network_.parameters(), weight_decay=self.weight_decay)
+
+    def _check_own_network(self) -> None:
+        """Try a user's modules on two rows of zeros, and say what does not fit."""
+        dtype = DTYPES[self.dtype]
+        x = np.zeros((2, *self.data_shape_), dtype)
+        with no_grad():
+            encoded = self.network_.encode(x)
+            if not isinstance(encoded, tuple) or len(encoded) != 2:
+                raise ValueError("encoder must return the pair (mu, logvar)")
+            for name, tensor in zip(("mu", "logvar"), encoded, strict=True):
+                if tensor.shape != (2, self.latent_dim):
+                    raise ValueError(f"encoder gives {name} of shape {tensor.shape} for 2 rows, "
+                                     f"expected (2, {self.latent_dim})")  # fmt: skip
+            output = self.network_.decode(np.zeros((2, self.latent_dim), dtype)).data
+        expected = (*x.shape[:-1], x.shape[-1] * self.likelihood_.outputs)
+        if output.shape != expected:
+            raise ValueError(f"decoder gives shape {output.shape} for 2 rows, expected {expected}")
+
+    def _run(
+        self,
+        rows: Rows,
+        validation: Rows | None,
+        callbacks: Sequence[Callback],
+        epochs: int | None = None,
+    ) -> Run:
+        schedule = schedules.parse(self.kl_schedule)
+        settings = Settings(
+            epochs=epochs or int(self.epochs),
+            batch_size=int(self.batch_size),
+            learning_rate=schedules.parse(self.learning_rate),
+            kl_weight=lambda epoch: self.beta * schedule(epoch),
+            seed=self.seed_,
+            free_bits=self.free_bits,
+            clip_norm=self.clip_norm,
+            patience=self.patience,
+        )
+        return Run(
+            self.network_, self.likelihood_, rows, validation, self.optimizer_, settings,
+            self.progress_, callbacks, best_state=getattr(self, "_best_state", None),
+        )  # fmt: skip
+
+    # --------------------------------------------------------------------------------------- data
+    def _rows(self, X: Any, name: str = "X") -> Rows:
+        """X as the network sees it; ValueError if its rows have another size than those of fit."""
+        self._check_fitted()
+        array = as_rows(np.asarray(X), name)
+        if array[0].size != self.n_features_in_:
+            raise ValueError(
+                f"{name} has {array[0].size} features, but the VAE was fitted on "
+                f"{self.n_features_in_}"
+            )
+        scale = self.scale_ if array.dtype == np.uint8 else 1.0
+        dtype = DTYPES[self.dtype]
+        return Rows(array, self.data_shape_, dtype, scale, self.binarize, self.seed_)
+
+    def _checked_rows(self, X: Any, name: str) -> Rows:
+        """X, every value checked: finite, and of the kind that the likelihood is for."""
+        rows = self._rows(X, name)
+        check_finite(rows.array, name)
+        if self.binarize is None:
+            self.likelihood_.check(rows.array, name, rows.scale)
+        else:
+            likelihoods.CrossEntropy().check(rows.array, name, rows.scale)  # grey, in [0, 1]
+        return rows.binarized_once()
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "network_"):
+            raise NotFittedError("this VAE is not fitted yet: call fit(X), or load a saved model")
+
+    def _as_given(self, x: np.ndarray) -> np.ndarray:
+        """Rows in the shape in which fit got them."""
+        return x.reshape(len(x), *self.row_shape_)
+
+    # -------------------------------------------------------------------- the words of VAE users
+    def encode(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and log-variance of q(z | x) of each row, each (N, Z)."""
+        return metrics.encode(self.network_, self._checked_rows(X, "X"), batch_size=BATCH)
+
+    def reparameterize(self, mu: Any, logvar: Any, random_state: Any = None) -> np.ndarray:
+        """A sample z = mu + exp(logvar / 2) eps, (N, Z)."""
+        mu, logvar = (np.asarray(a, DTYPES[self.dtype]) for a in (mu, logvar))
+        seed = _seed(random_state)
+        eps = noise.normal(mu.shape, seed=seed, stream=Stream.POSTERIOR, dtype=mu.dtype)
+        return ops.reparameterize(mu, logvar, eps).data
+
+    def decode(self, z: Any) -> np.ndarray:
+        """Mean of p(x | z), (N, ...) in the shape in which fit got its rows.  z: (N, Z)."""
+        return self._as_given(self.likelihood_.mean(self._outputs(z)))
+
+    def _outputs(self, z: Any) -> np.ndarray:
+        """Raw parameters of p(x | z), in batches."""
+        self._check_fitted()
+        z = np.asarray(z, DTYPES[self.dtype])
+        if z.ndim != 2 or z.shape[1] != self.latent_dim:
+            raise ValueError(f"z must be (N, {self.latent_dim}), got shape {z.shape}")
+        with no_grad():
+            parts = [self.network_.decode(z[i : i + BATCH]).data for i in range(0, len(z), BATCH)]
+        return np.concatenate(parts) if parts else np.empty((0, *self.data_shape_), z.dtype)
+
+    def reconstruct(self, X: Any) -> np.ndarray:
+        """Mean of p(x | z) at the posterior mean of each row, in X's row shape."""
+        return self.decode(self.encode(X)[0])
+
+    def sample(self, n: int = 1, random_state: Any = None, *, mean: bool = True) -> np.ndarray:
+        """n new rows from z ~ N(0, I): the means of p(x | z), or draws from it with mean=False."""
+        self._check_fitted()
+        if n < 1:
+            raise ValueError(f"n must be >= 1, got {n}")
+        seed, dtype = _seed(random_state), DTYPES[self.dtype]
+        z = noise.normal((n, self.latent_dim), seed=seed, stream=Stream.SAMPLE, dtype=dtype)
+        if mean:
+            return self.decode(z)
+        return self._as_given(self.likelihood_.sample(self._outputs(z), seed=seed))
+
+    def interpolate(self, a: Any, b: Any, steps: int = 8, *, spherical: bool = False) -> np.ndarray:
+        """Rows on the way from row a to row b, (steps, ...), ends included.
+
+        Through latent space, on a straight line, or on an arc with spherical=True (Shoemake 1985;
+        White 2016), which keeps to the norms that the prior makes likely.
+        """
+        if steps < 2:
+            raise ValueError(f"steps must be >= 2, got {steps}")
+        ends, _ = self.encode(np.stack([np.asarray(a), np.asarray(b)]))
+        t = np.linspace(0, 1, steps, dtype=ends.dtype)[:, None]
+        weights = np.concatenate([1 - t, t], axis=1)  # (steps, 2)
+        if spherical:
+            unit = ends / np.maximum(np.linalg.norm(ends, axis=1, keepdims=True), 1e-12)
+            angle = np.arccos(np.clip(unit[0] @ unit[1], -1, 1))
+            if 1e-6 < angle < math.pi - 1e-6:  # else the arc is a line, or not unique
+                weights = np.sin(weights * angle) / np.sin(angle)
+        return self.decode(weights @ ends)
+
+    def traverse(self, x: Any = None, steps: int = 9) -> np.ndarray:
+        """Each latent dimension moved over quantiles of the prior, (Z, steps, ...).
+
+        x: a row whose code the others stay at; the prior's mean by default.
+        """
+        if steps < 2:
+            raise ValueError(f"steps must be >= 2, got {steps}")
+        self._check_fitted()
+        Z, dtype = int(self.latent_dim), DTYPES[self.dtype]
+        base = np.zeros((1, Z), dtype) if x is None else self.encode(np.asarray(x)[None])[0]
+        quantiles = [NormalDist().inv_cdf(p) for p in np.linspace(0.025, 0.975, steps)]
+        z = np.repeat(np.repeat(base, steps, axis=0)[None], Z, axis=0)  # (Z, steps, Z)
+        for j in range(Z):
+            z[j, :, j] = quantiles
+        rows = self.decode(z.reshape(Z * steps, Z))
+        return rows.reshape(Z, steps, *self.row_shape_)
+
+    # --------------------------------------------------------------------------------- evaluation
+    def elbo(self, X: Any, random_state: Any = None) -> np.ndarray:
+        """Evidence lower bound of each row, (N,) nats, with one sample of z a row.
+
+        random_state: of that sample; by default the model's seed, so that the answer repeats.
+        """
+        rows = self._checked_rows(X, "X")
+        seed = self.seed_ if random_state is None else _seed(random_state)
+        nll, kl, *_ = metrics.elbo_rows(self.network_, rows, self.likelihood_, seed=seed)
+        return -(nll + kl)
+
+    def evaluate(self, X: Any) -> metrics.Evaluation:
+        """Mean ELBO and its terms, KL per dimension and active units."""
+        rows = self._checked_rows(X, "X")
+        return metrics.evaluate(self.network_, rows, self.likelihood_, seed=self.seed_)
+
+    def log_likelihood(self, X: Any, samples: int = 100, random_state: Any = None) -> np.ndarray:
+        """Importance-weighted estimate of log p(x) of each row, (N,) nats (Burda et al. 2016)."""
+        rows = self._checked_rows(X, "X")
+        seed = self.seed_ if random_state is None else _seed(random_state)
+        return metrics.log_likelihood_rows(
+            self.network_, rows, self.likelihood_, samples=samples, seed=seed
+        )
+
+    # ---------------------------------------------------------------------- scikit-learn's words
+    def transform(self, X: Any) -> np.ndarray:
+        """Posterior mean of each row, (N, Z)."""
+        return self.encode(X)[0]
+
+    def inverse_transform(self, Z: Any) -> np.ndarray:
+        """Mean of p(x | z) for each code, (N, ...)."""
+        return self.decode(Z)
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """ELBO of each row, (N,) nats: a lower bound of its log-likelihood."""
+        return self.elbo(X)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean ELBO in nats; higher is better."""
+        return float(self.elbo(X).mean(dtype=np.float64))
+
+    # ----------------------------------------------------------------------------- saved models
+    def save(self, path: str | Path) -> None:
+        """Write the model to a safetensors file, whole or not at all; tinyvae.load reads it."""
+        self._check_fitted()
+        arrays = files.prefixed("network", self.network_.state_dict())
+        files.write(path, arrays, self._description())
+
+    def _description(self) -> dict[str, Any]:
+        """All that load needs beside the arrays, as plain values."""
+        return {
+            "model": "VAE",
+            "parameters": self._plain_parameters(),
+            "own_network": self.encoder is not None,
+            "seed": self.seed_,
+            "row_shape": list(self.row_shape_),
+            "data_shape": list(self.data_shape_),
+            "scale": self.scale_,
+            "progress": self.progress_.as_dict(),
+        }
+
+    def _plain_parameters(self) -> dict[str, Any]:
+        """The hyperparameters as JSON can hold them: schedules and likelihood spelled out."""
+        parameters = self.get_params() | {"encoder": None, "decoder": None, "random_state": None}
+        for name in ("kl_schedule", "learning_rate"):
+            parameters[name] = schedules.spell(parameters[name])
+        if isinstance(self.likelihood_, likelihoods.Gaussian):
+            parameters["variance"] = self.likelihood_.variance
+        parameters["likelihood"] = self.likelihood_.name
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in parameters.items()}
+
+    def _take_over(self, description: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        """Become the model that a file describes."""
+        self.seed_ = description["seed"]
+        self.row_shape_ = tuple(description["row_shape"])
+        self.data_shape_ = tuple(description["data_shape"])
+        self.n_features_in_ = math.prod(self.data_shape_)
+        self.scale_ = description["scale"]
+        self.progress_ = Progress.from_dict(description["progress"])
+        self.history_ = self.progress_.history
+        self._build()
+        self.network_.load_state_dict(files.part("network", arrays))
+        if state := files.part("optimizer", arrays):
+            self.optimizer_.load_state_dict(state)
+        self._best_state = files.part("best", arrays) or None
+
+    def _fingerprint(self, X: np.ndarray) -> list[int]:
+        """Enough of the data to notice that a run is resumed on other data."""
+        some = np.ascontiguousarray(X[:: max(1, len(X) // 64)])
+        return [len(X), zlib.crc32(some.tobytes())]
+
+    def _write(self, path: Path, run: Run, fingerprint: list[int]) -> None:
+        arrays = files.prefixed("network", self.network_.state_dict())
+        arrays |= files.prefixed("optimizer", self.optimizer_.state_dict())
+        arrays |= files.prefixed("best", run.best_state or {})
+        files.write(path, arrays, self._description() | {"fingerprint": fingerprint})
+
+    def _resume(self, path: str | Path | None, X: np.ndarray) -> None:
+        if path is None:
+            raise ValueError("resume=True needs the checkpoint to continue from")
+        arrays, description = files.read(path)
+        if "fingerprint" not in description:
+            raise ValueError(f"{path} is a finished model, not a checkpoint to resume")
+        self.seed_ = description["seed"]
+        self.likelihood_ = likelihoods.resolve(self.likelihood, self.variance)
+        now, then = self._plain_parameters(), description["parameters"]
+        for name in now:
+            if name not in ("epochs", "patience") and now[name] != then.get(name):
+                raise ValueError(f"{path} was trained with {name}={then.get(name)!r}, not "
+                                 f"{now[name]!r}: resume with the same value")  # fmt: skip
+        if description["fingerprint"] != self._fingerprint(X):
+            raise ValueError(f"{path} was trained on other data than the X given")
+        self._take_over(description, arrays)
+        self.progress_.stopped = False
+
+
+def load(
+    path: str | Path, *, encoder: Callable | None = None, decoder: Callable | None = None
+) -> VAE:
+    """The model that `VAE.save` or a checkpoint holds.
+
+    encoder, decoder: modules like those it was made of, if it had its own.
+    Raises FileNotFoundError, or ValueError if the file is truncated, altered or not tinyvae's.
+    """
+    arrays, description = files.read(path)
+    if description.get("model") != "VAE":
+        raise ValueError(f"{path} holds a {description.get('model')}, which this version lacks")
+    if description["own_network"] and encoder is None:
+        raise ValueError(f"{path} was made with its own encoder and decoder: give them to load")
+    parameters = description["parameters"] | {"encoder": encoder, "decoder": decoder}
+    for name in ("hidden", "channels", "image_shape"):
+        parameters[name] = None if parameters[name] is None else tuple(parameters[name])
+    model = VAE(**parameters)
+    model._take_over(description, arrays)
+    return model
+
+
+def _seed(random_state: Any) -> int:
+    """A seed in [0, 2^63) from None (fresh), an int, or a NumPy generator."""
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1, np.uint64)[0] >> np.uint64(1))
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(2**63))
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31))
+    if isinstance(random_state, (int, np.integer)) and 0 <= random_state < 2**63:
+        return int(random_state)
+    raise ValueError(f"random_state must be None, an int >= 0 or a generator, got {random_state!r}")
+
+
+__all__ = ["VAE", "NotFittedError", "load"]

@@ -1,0 +1,167 @@
+"""The plain VAE's networks: x -> encoder -> mu, logvar;  z -> decoder -> parameters of p(x | z).
+
+Sizes: B batch, H W image, C channels, Z latent, D data.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .. import ops
+from .._text import unknown
+from ..nn import Conv2d, ConvTranspose2d, Linear, Module, Reshape, Sequential
+from ..tensor import Tensor
+
+ACTIVATIONS: dict[str, Callable] = {
+    "relu": ops.relu,
+    "leaky_relu": ops.leaky_relu,
+    "elu": ops.elu,
+    "gelu": ops.gelu,
+    "silu": ops.silu,
+    "tanh": ops.tanh,
+    "softplus": ops.softplus,
+}
+ARCHITECTURES = ("mlp", "conv")
+
+
+class VAENetwork(Module):
+    """An encoder and a decoder.
+
+    encoder: x (B, ...) -> mu, logvar, each (B, Z); decoder: z (B, Z) -> raw parameters (B, ...).
+    """
+
+    def __init__(self, encoder: Callable, decoder: Callable):
+        self.encoder, self.decoder = encoder, decoder
+
+    def encode(self, x: Any) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z | x), each (B, Z)."""
+        return self.encoder(x)
+
+    def decode(self, z: Any) -> Tensor:
+        """Raw parameters of p(x | z)."""
+        return self.decoder(z)
+
+
+class GaussianEncoder(Module):
+    """A body that ends in features, and two linear heads on them: mu and logvar."""
+
+    def __init__(self, body: Callable, features: int, latent_dim: int, **options: Any):
+        self.body = body
+        self.mu = Linear(features, latent_dim, **options)
+        self.logvar = Linear(features, latent_dim, **options)
+
+    def __call__(self, x: Any) -> tuple[Tensor, Tensor]:
+        """x (B, ...) -> mu, logvar, each (B, Z)."""
+        features = self.body(x)
+        return self.mu(features), self.logvar(features)
+
+
+def _dense(sizes: list[int], activation: Callable, **options: Any) -> list:
+    """Linear layers of these sizes, an activation after each."""
+    layers: list = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [Linear(inputs, outputs, **options), activation]
+    return layers
+
+
+def mlp(
+    shape: tuple[int, ...],
+    latent_dim: int,
+    hidden: tuple[int, ...],
+    outputs: int,
+    activation: Callable,
+    **options: Any,
+) -> VAENetwork:
+    """Fully connected: D - hidden - Z, and back.
+
+    shape: of a row of x; outputs: parameters per value of x; options: rng, dtype.
+    """
+    D = math.prod(shape)
+    body = Sequential(Reshape(-1), *_dense([D, *hidden], activation, **options))
+    decoder = Sequential(
+        *_dense([latent_dim, *hidden[::-1]], activation, **options),
+        Linear([latent_dim, *hidden[::-1]][-1], outputs * D, **options),
+        Reshape(*shape[:-1], outputs * shape[-1]),
+    )
+    return VAENetwork(GaussianEncoder(body, [D, *hidden][-1], latent_dim, **options), decoder)
+
+
+def conv(
+    shape: tuple[int, ...],
+    latent_dim: int,
+    hidden: tuple[int, ...],
+    outputs: int,
+    activation: Callable,
+    *,
+    channels: tuple[int, ...] = (32, 64),
+    **options: Any,
+) -> VAENetwork:
+    """Convolutions 4x4 of stride 2 that halve the image, dense layers, and the mirror of it all.
+
+    shape: (H, W, C) of an image; channels: filters of each convolution; hidden: dense sizes;
+    outputs: parameters per value of x; options: rng, dtype.
+    Raises ValueError if the image is too small for that many halvings.
+    """
+    if len(shape) != 3:
+        raise ValueError(
+            f"the conv architecture needs images (N, H, W, C), got rows of shape {shape}: reshape "
+            "them, or give image_shape=(H, W, C)"
+        )
+    halving: dict[str, Any] = {"stride": 2, "padding": 1}
+    (H, W, C), sizes = shape, [shape[:2]]
+    body: list = []
+    for filters in channels:
+        if min(H, W) < 2:
+            raise ValueError(
+                f"an image of {shape[0]}x{shape[1]} cannot be halved {len(channels)} times: give "
+                f"fewer channels than {channels}"
+            )
+        body += [Conv2d(C, filters, 4, **halving, **options), activation]
+        H, W, C = H // 2, W // 2, filters
+        sizes.append((H, W))
+    dense = [H * W * C, *hidden]
+    body += [Reshape(-1), *_dense(dense, activation, **options)]
+
+    decoder: list = _dense([latent_dim, *hidden[::-1], H * W * C], activation, **options)
+    decoder += [Reshape(H, W, C)]
+    widths = [*channels[::-1], outputs * shape[2]]
+    for i, size in enumerate(sizes[-2::-1]):
+        up = ConvTranspose2d(widths[i], widths[i + 1], 4, output_size=size, **halving, **options)
+        decoder += [up, activation]
+    decoder.pop()  # the last layer's output is raw
+    encoder = GaussianEncoder(Sequential(*body), dense[-1], latent_dim, **options)
+    return VAENetwork(encoder, Sequential(*decoder))
+
+
+def build(
+    architecture: str,
+    shape: tuple[int, ...],
+    latent_dim: int,
+    *,
+    hidden: tuple[int, ...],
+    channels: tuple[int, ...],
+    outputs: int,
+    activation: str | Callable,
+    seed: int,
+    dtype: Any = np.float32,
+) -> VAENetwork:
+    """The network of that architecture, its weights drawn from `seed`.
+
+    Raises ValueError for an unknown architecture or activation.
+    """
+    if isinstance(activation, str):
+        if activation not in ACTIVATIONS:
+            raise unknown("activation", activation, ACTIVATIONS)
+        activation = ACTIVATIONS[activation]
+    common = (shape, latent_dim, tuple(hidden), outputs, activation)
+    options = {"rng": np.random.default_rng(seed), "dtype": dtype}
+    if architecture == "mlp":
+        return mlp(*common, **options)
+    if architecture == "conv":
+        return conv(*common, channels=tuple(channels), **options)
+    raise unknown("architecture", architecture, ARCHITECTURES)

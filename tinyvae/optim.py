@@ -1,0 +1,127 @@
+"""Optimizers: they update parameters in place, one fused pass over each (tinyvae_kernels).
+
+A learning rate belongs to a step, not to the optimizer's state: set `learning_rate` at any time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from tinyvae_kernels import adam_update, sgd_update
+
+from .tensor import Tensor
+
+
+def gradient_norm(parameters: Iterable[Tensor]) -> float:
+    """Euclidean norm of all gradients together; float64 sums of float32 dot products."""
+    gradients = (t.grad.reshape(-1) for t in parameters if t.grad is not None)
+    return math.sqrt(sum(float(np.dot(g, g)) for g in gradients))
+
+
+class _Optimizer:
+    """What all optimizers share: the parameters, their state arrays, and the count of steps."""
+
+    slots: tuple[str, ...] = ()
+
+    def __init__(self, parameters: Iterable[Tensor], learning_rate: float, weight_decay: float):
+        self.parameters = list(parameters)
+        if not self.parameters:
+            raise ValueError("the optimizer got no parameters")
+        if not learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.steps = 0
+        self.state = {slot: [np.zeros_like(t.data) for t in self.parameters] for slot in self.slots}
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for tensor in self.parameters:
+            tensor.grad = None
+
+    def step(self, *, scale: float = 1.0) -> None:
+        """Update every parameter that has a gradient; `scale` multiplies the gradients."""
+        self.steps += 1
+        for i, tensor in enumerate(self.parameters):
+            if tensor.grad is not None:
+                self._update(tensor, i, scale)
+
+    def _update(self, tensor: Tensor, i: int, scale: float) -> None:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The state as named arrays: `m.0`, `m.1`, ..., and the count of steps."""
+        arrays = {f"{slot}.{i}": a for slot in self.slots for i, a in enumerate(self.state[slot])}
+        return arrays | {"steps": np.array(self.steps)}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Take over a state; ValueError if it belongs to other parameters."""
+        own = self.state_dict()
+        if own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
+            raise ValueError("the optimizer's state belongs to other parameters")
+        self.steps = int(state["steps"])
+        for slot in self.slots:
+            for i, array in enumerate(self.state[slot]):
+                array[...] = state[f"{slot}.{i}"]
+
+
+class Adam(_Optimizer):
+    """Adam (Kingma and Ba 2015); AdamW (Loshchilov and Hutter 2019) with weight_decay > 0.
+
+    parameters: tensors; learning_rate > 0; betas: decay of the two moments; eps: added to the
+    root of the second.  Raises ValueError for an option out of range.
+    """
+
+    slots = ("m", "v")
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        learning_rate: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ):
+        super().__init__(parameters, learning_rate, weight_decay)
+        if not all(0 <= beta < 1 for beta in betas) or eps <= 0:
+            raise ValueError(f"betas must be in [0, 1) and eps > 0, got {betas} and {eps}")
+        self.betas, self.eps = betas, eps
+
+    def _update(self, tensor: Tensor, i: int, scale: float) -> None:
+        assert tensor.grad is not None
+        adam_update(
+            tensor.data, tensor.grad, self.state["m"][i], self.state["v"][i],
+            step=self.steps, learning_rate=self.learning_rate, beta1=self.betas[0],
+            beta2=self.betas[1], eps=self.eps, weight_decay=self.weight_decay, scale=scale,
+        )  # fmt: skip
+
+
+class SGD(_Optimizer):
+    """Stochastic gradient descent with momentum (Polyak 1964).
+
+    parameters: tensors; learning_rate > 0; 0 <= momentum < 1; weight_decay adds to the gradient.
+    """
+
+    slots = ("velocity",)
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        learning_rate: float = 1e-2,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+    ):
+        super().__init__(parameters, learning_rate, weight_decay)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        self.momentum = momentum
+
+    def _update(self, tensor: Tensor, i: int, scale: float) -> None:
+        assert tensor.grad is not None
+        sgd_update(
+            tensor.data, tensor.grad, self.state["velocity"][i], learning_rate=self.learning_rate,
+            momentum=self.momentum, weight_decay=self.weight_decay, scale=scale,
+        )  # fmt: skip

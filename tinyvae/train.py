@@ -1,0 +1,267 @@
+"""The training loop: the same for every model, resumable to the same bits.
+
+All that a run has become is in `Progress`, the network and the optimizer; all its randomness comes
+from (seed, epoch) and (seed, step).  So a run continued from a checkpoint gives the very numbers
+of one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import objectives
+from .batches import Rows
+from .likelihoods import Likelihood
+from .metrics import collapse_warning, evaluate
+from .models.vae import VAENetwork
+from .ops import noise
+from .ops.noise import Stream
+from .optim import Adam, gradient_norm
+from .schedules import Schedule
+from .tensor import NonFiniteError, Tensor, detect_nonfinite
+
+EVALUATED_ROWS = 10_000  # of the training data, where there is no validation set
+
+
+class DivergedError(ArithmeticError):
+    """The loss became infinite or NaN; the message names step, op and tensor."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during training, after the step at hand was finished and the state was saved."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.  Schedules take the time in epochs; kl_weight includes beta."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: Schedule
+    kl_weight: Schedule
+    seed: int
+    free_bits: float = 0.0
+    clip_norm: float | None = None
+    patience: int | None = None
+
+
+@dataclass
+class Progress:
+    """Where a run stands: enough, with network and optimizer, to continue it."""
+
+    epoch: int = 0  # epochs finished
+    batch: int = 0  # batches finished in the epoch at hand
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # nll, kl, rows so far
+    seconds: float = 0.0
+    epoch_seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: float = -math.inf  # the best validation ELBO
+    best_epoch: int = 0
+    stopped: bool = False  # by early stopping or a callback
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint (JSON has no infinity)."""
+        return asdict(self) | {"best": None if math.isinf(self.best) else self.best}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Progress:
+        """The reverse of as_dict."""
+        best = -math.inf if values["best"] is None else values["best"]
+        return cls(**(values | {"best": best}))
+
+
+class Callback:
+    """Hears of training; subclass it and override what you need."""
+
+    def on_step(self, progress: Progress, batches: int, nll: float, kl: float) -> None:
+        """After a step; batches: in an epoch; nll, kl: means over this epoch so far, in nats."""
+
+    def on_epoch(self, record: dict[str, Any]) -> bool | None:
+        """After an epoch, with its line of the log.  Return True to stop training."""
+
+
+@dataclass
+class Run:
+    """One training run: the loop's parts in one place."""
+
+    network: VAENetwork
+    likelihood: Likelihood
+    rows: Rows
+    validation: Rows | None
+    optimizer: Adam
+    settings: Settings
+    progress: Progress
+    callbacks: Sequence[Callback] = ()
+    save: Callable[[], None] | None = None  # called after every epoch, and on Ctrl-C
+    best_state: dict[str, np.ndarray] | None = None
+
+    def train(self) -> None:
+        """Run all epochs that are left.
+
+        Raises DivergedError for a non-finite loss, Interrupted after Ctrl-C (only if `save` is
+        given; the state was saved).
+        """
+        progress, settings = self.progress, self.settings
+        with _interrupts(enabled=self.save is not None) as interrupted:
+            while progress.epoch < settings.epochs and not progress.stopped:
+                self._epoch(interrupted)
+                if self.save:
+                    self.save()
+        if settings.patience is not None and self.best_state is not None:
+            self.network.load_state_dict(self.best_state)
+
+    def _epoch(self, interrupted: threading.Event) -> None:
+        progress, started = self.progress, time.perf_counter()
+        batches = self.rows.shuffled(self.settings.batch_size, epoch=progress.epoch)
+        before, norm = progress.epoch_seconds, math.nan
+        while progress.batch < len(batches):
+            nll, kl, norm = self._step(batches[progress.batch], len(batches))
+            progress.batch += 1
+            for i, value in enumerate((nll.sum(), kl.sum(), len(nll))):
+                progress.sums[i] += float(value)
+            progress.epoch_seconds = before + time.perf_counter() - started
+            mean_nll, mean_kl = (total / progress.sums[2] for total in progress.sums[:2])
+            for callback in self.callbacks:
+                callback.on_step(progress, len(batches), mean_nll, mean_kl)
+            if interrupted.is_set() and self.save:
+                self.save()
+                raise Interrupted
+        self._finish_epoch(len(batches), norm)
+
+    def _step(self, index: np.ndarray, batches: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """One update; returns nll, kl of the batch's rows, and the gradient norm.
+
+        The norm costs a pass over all gradients: it is taken where it is needed, for clipping and
+        for the log of the epoch's last step.
+        """
+        settings, progress, optimizer = self.settings, self.progress, self.optimizer
+        now = progress.epoch + progress.batch / batches
+        x = self.rows.take(index, stream=Stream.BINARIZE, step=optimizer.steps)
+        kl_weight = settings.kl_weight(now)
+        loss, nll, kl = self._objective(x, kl_weight)
+        if not math.isfinite(loss.item()):
+            raise DivergedError(self._diagnose(x, kl_weight, loss.item()))
+        loss.backward()
+        norm, scale = math.nan, 1.0
+        if settings.clip_norm is not None or progress.batch == batches - 1:
+            norm = gradient_norm(optimizer.parameters)
+        if settings.clip_norm is not None and norm > settings.clip_norm:
+            scale = settings.clip_norm / norm
+        optimizer.learning_rate = settings.learning_rate(now)
+        optimizer.step(scale=scale)
+        optimizer.zero_grad()
+        return nll, kl, norm
+
+    def _objective(self, x: np.ndarray, kl_weight: float) -> objectives.Elbo:
+        latent_dim = self._latent_dim
+        eps = noise.normal(
+            (len(x), latent_dim), seed=self.settings.seed, stream=Stream.POSTERIOR,
+            step=self.optimizer.steps, dtype=x.dtype,
+        )  # fmt: skip
+        return objectives.elbo(
+            self.network, x, eps, likelihood=self.likelihood, beta=kl_weight,
+            free_bits=self.settings.free_bits,
+        )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        mu, _ = self.network.encode(self.rows.take(slice(0, 1), stream=Stream.BINARIZE))
+        self._latent_dim = mu.shape[1]
+
+    def _diagnose(self, x: np.ndarray, kl_weight: float, loss: float) -> str:
+        """Say where a bad loss came from, by repeating the step with every op checked."""
+        where = f"step {self.optimizer.steps + 1} (epoch {self.progress.epoch + 1}): the loss is "
+        where += f"{loss}"
+        for name, tensor in self.network.named_parameters():
+            if not np.isfinite(tensor.data).all():
+                return f"{where}; parameter {name} holds {_first_bad(tensor)} since the last update"
+        largest = max(self.network.named_parameters(), key=lambda p: np.abs(p[1].data).max())
+        try:
+            with detect_nonfinite():
+                self._objective(x, kl_weight)
+        except NonFiniteError as error:
+            magnitude = float(np.abs(largest[1].data).max())
+            return (
+                f"{where}; {error}; the largest parameter is {largest[0]} ({magnitude:.3g}). "
+                "A smaller learning_rate or clip_norm=1 often helps"
+            )
+        return f"{where}, though every op's result is finite: the batch mean overflows"
+
+    def _finish_epoch(self, batches: int, norm: float) -> None:
+        progress, settings = self.progress, self.settings
+        nll, kl, count = progress.sums
+        shown = self.validation if self.validation is not None else self._first_rows()
+        result = evaluate(self.network, shown, self.likelihood, seed=settings.seed)
+        record: dict[str, Any] = {
+            "epoch": progress.epoch + 1,
+            "step": self.optimizer.steps,
+            "elbo": -(nll + kl) / count,
+            "nll": nll / count,
+            "kl": kl / count,
+            "kl_weight": settings.kl_weight(progress.epoch + 1 - 1 / batches),
+            "learning_rate": self.optimizer.learning_rate,
+            "gradient_norm": norm,
+            "seconds": progress.seconds + progress.epoch_seconds,
+            "examples_per_second": count / max(progress.epoch_seconds, 1e-9),
+            "kl_per_dimension": list(result.kl_per_dimension),
+            "active_units": result.active_units,
+        }
+        if self.validation is not None:
+            record |= {f"validation_{k}": getattr(result, k) for k in ("elbo", "nll", "kl")}
+        if warning := collapse_warning(result.kl_per_dimension, result.active_units):
+            record["warning"] = warning
+        progress.seconds += progress.epoch_seconds
+        progress.history.append(record)
+        progress.epoch, progress.batch, progress.sums = progress.epoch + 1, 0, [0.0, 0.0, 0.0]
+        progress.epoch_seconds = 0.0
+        self._early_stopping(record)
+        if any([callback.on_epoch(record) for callback in self.callbacks]):
+            progress.stopped = True
+
+    def _first_rows(self) -> Rows:
+        return self.rows.head(EVALUATED_ROWS)
+
+    def _early_stopping(self, record: dict[str, Any]) -> None:
+        progress, patience = self.progress, self.settings.patience
+        if patience is None:
+            return
+        if record["validation_elbo"] > progress.best:
+            progress.best, progress.best_epoch = record["validation_elbo"], record["epoch"]
+            self.best_state = {k: v.copy() for k, v in self.network.state_dict().items()}
+        progress.stopped = progress.epoch - progress.best_epoch >= patience
+
+
+def _first_bad(tensor: Tensor) -> str:
+    place = tuple(int(i) for i in np.argwhere(~np.isfinite(tensor.data))[0])
+    return f"{tensor.data[place]} at {place}"
+
+
+@contextlib.contextmanager
+def _interrupts(*, enabled: bool) -> Iterator[threading.Event]:
+    """Inside the block Ctrl-C only sets the event, so that no update is cut in half.
+
+    A second Ctrl-C acts at once.  Without effect outside the main thread.
+    """
+    event = threading.Event()
+    if not enabled or threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handler(number: int, frame: Any) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
