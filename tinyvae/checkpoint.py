@@ -58,7 +58,7 @@ def write(path: str | Path, arrays: dict[str, np.ndarray], description: dict[str
     """Write arrays and a JSON-serialisable description to a safetensors file."""
     from safetensors.numpy import save
 
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     metadata = {
         "format": FORMAT,
         "description": json.dumps(description),

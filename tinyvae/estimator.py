@@ -7,9 +7,7 @@ learned ends in `_`.  Sizes: N rows, Z latent, K samples.
 from __future__ import annotations
 
 import copy
-import inspect
 import math
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import NormalDist
@@ -17,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from . import checkpoint as files
-from . import likelihoods, metrics, ops, schedules
+from . import likelihoods, metrics, ops, saved, schedules
+from ._sklearn import NotFittedError, Parameters
 from ._text import unknown
 from .batches import BINARIZE, Rows
 from .data import as_rows, check_finite
@@ -34,11 +32,7 @@ DTYPES = {"float32": np.float32, "float64": np.float64}
 BATCH = 512  # rows at a time outside of training
 
 
-class NotFittedError(ValueError, AttributeError):
-    """The model has no network yet: call fit, or load a saved one."""
-
-
-class VAE:
+class VAE(Parameters):
     """A variational autoencoder (Kingma and Welling 2014).
 
     latent_dim: Z.  architecture: "mlp" (layers of `hidden` units) or "conv" (4x4 convolutions of
@@ -111,43 +105,6 @@ class VAE:
         self.dtype = dtype
 
     # ------------------------------------------------------------------------------- parameters
-    @classmethod
-    def _defaults(cls) -> dict[str, Any]:
-        parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
-        return {p.name: p.default for p in parameters}
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The hyperparameters, by name."""
-        return {name: getattr(self, name) for name in self._defaults()}
-
-    def set_params(self, **parameters: Any) -> VAE:
-        """Change hyperparameters; ValueError names an unknown one."""
-        for name, value in parameters.items():
-            if name not in self._defaults():
-                raise unknown("parameter", name, self._defaults())
-            setattr(self, name, value)
-        return self
-
-    def __repr__(self) -> str:
-        default = self._defaults()
-        shown = (f"{k}={v!r}" for k, v in self.get_params().items() if v != default[k])
-        return f"VAE({', '.join(shown)})"
-
-    def __sklearn_tags__(self) -> Any:
-        """What scikit-learn's pipelines and searches want to know."""
-        from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
-
-        dtypes = ["float32", "float64"]
-        return Tags(
-            estimator_type=None,
-            target_tags=TargetTags(required=False),
-            transformer_tags=TransformerTags(preserves_dtype=dtypes),
-            input_tags=InputTags(two_d_array=True, three_d_array=True),
-        )
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "network_")
-
     def _validate(self) -> None:
         """Refuse hyperparameters that cannot work, before any data is touched."""
         for name in ("latent_dim", "batch_size", "epochs", "patience"):
@@ -205,7 +162,9 @@ class VAE:
         self._validate()
         X, held_out = self._split(X, validation)
         if resume:
-            self._resume(checkpoint, X)
+            if checkpoint is None:
+                raise ValueError("resume=True needs the checkpoint to continue from")
+            saved.resume(checkpoint, self, X)
         else:
             self._start(X)
         rows = self._checked_rows(X, "X")
@@ -214,8 +173,8 @@ class VAE:
             raise ValueError("patience needs validation data: give fit(validation=...)")
         run = self._run(rows, held, callbacks)
         if checkpoint is not None:
-            path, fingerprint = Path(checkpoint), self._fingerprint(X)
-            run.save = lambda: self._write(path, run, fingerprint)
+            path, fingerprint = Path(checkpoint), saved.fingerprint(X)
+            run.save = lambda: saved.write(path, self, run, fingerprint)
         run.train()
         return self
 
@@ -258,6 +217,7 @@ class VAE:
         self.n_features_in_ = rows[0].size
         self.scale_ = 255.0 if rows.dtype == np.uint8 and rows.max(initial=0) > 1 else 1.0
         self._build()
+        self._best_state: dict[str, np.ndarray] | None = None
         self.progress_ = Progress()
         self.history_ = self.progress_.history
 
@@ -314,7 +274,7 @@ class VAE:
         )
         return Run(
             self.network_, self.likelihood_, rows, validation, self.optimizer_, settings,
-            self.progress_, callbacks, best_state=getattr(self, "_best_state", None),
+            self.progress_, callbacks, best_state=self._best_state,
         )  # fmt: skip
 
     # --------------------------------------------------------------------------------------- data
@@ -340,10 +300,6 @@ class VAE:
         else:
             likelihoods.CrossEntropy().check(rows.array, name, rows.scale)  # grey, in [0, 1]
         return rows.binarized_once()
-
-    def _check_fitted(self) -> None:
-        if not hasattr(self, "network_"):
-            raise NotFittedError("this VAE is not fitted yet: call fit(X), or load a saved model")
 
     def _as_given(self, x: np.ndarray) -> np.ndarray:
         """Rows in the shape in which fit got them."""
@@ -466,79 +422,11 @@ class VAE:
         """Mean ELBO in nats; higher is better."""
         return float(self.elbo(X).mean(dtype=np.float64))
 
-    # ----------------------------------------------------------------------------- saved models
+    # ------------------------------------------------------------------------------- saved models
     def save(self, path: str | Path) -> None:
         """Write the model to a safetensors file, whole or not at all; tinyvae.load reads it."""
         self._check_fitted()
-        arrays = files.prefixed("network", self.network_.state_dict())
-        files.write(path, arrays, self._description())
-
-    def _description(self) -> dict[str, Any]:
-        """All that load needs beside the arrays, as plain values."""
-        return {
-            "model": "VAE",
-            "parameters": self._plain_parameters(),
-            "own_network": self.encoder is not None,
-            "seed": self.seed_,
-            "row_shape": list(self.row_shape_),
-            "data_shape": list(self.data_shape_),
-            "scale": self.scale_,
-            "progress": self.progress_.as_dict(),
-        }
-
-    def _plain_parameters(self) -> dict[str, Any]:
-        """The hyperparameters as JSON can hold them: schedules and likelihood spelled out."""
-        parameters = self.get_params() | {"encoder": None, "decoder": None, "random_state": None}
-        for name in ("kl_schedule", "learning_rate"):
-            parameters[name] = schedules.spell(parameters[name])
-        if isinstance(self.likelihood_, likelihoods.Gaussian):
-            parameters["variance"] = self.likelihood_.variance
-        parameters["likelihood"] = self.likelihood_.name
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in parameters.items()}
-
-    def _take_over(self, description: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        """Become the model that a file describes."""
-        self.seed_ = description["seed"]
-        self.row_shape_ = tuple(description["row_shape"])
-        self.data_shape_ = tuple(description["data_shape"])
-        self.n_features_in_ = math.prod(self.data_shape_)
-        self.scale_ = description["scale"]
-        self.progress_ = Progress.from_dict(description["progress"])
-        self.history_ = self.progress_.history
-        self._build()
-        self.network_.load_state_dict(files.part("network", arrays))
-        if state := files.part("optimizer", arrays):
-            self.optimizer_.load_state_dict(state)
-        self._best_state = files.part("best", arrays) or None
-
-    def _fingerprint(self, X: np.ndarray) -> list[int]:
-        """Enough of the data to notice that a run is resumed on other data."""
-        some = np.ascontiguousarray(X[:: max(1, len(X) // 64)])
-        return [len(X), zlib.crc32(some.tobytes())]
-
-    def _write(self, path: Path, run: Run, fingerprint: list[int]) -> None:
-        arrays = files.prefixed("network", self.network_.state_dict())
-        arrays |= files.prefixed("optimizer", self.optimizer_.state_dict())
-        arrays |= files.prefixed("best", run.best_state or {})
-        files.write(path, arrays, self._description() | {"fingerprint": fingerprint})
-
-    def _resume(self, path: str | Path | None, X: np.ndarray) -> None:
-        if path is None:
-            raise ValueError("resume=True needs the checkpoint to continue from")
-        arrays, description = files.read(path)
-        if "fingerprint" not in description:
-            raise ValueError(f"{path} is a finished model, not a checkpoint to resume")
-        self.seed_ = description["seed"]
-        self.likelihood_ = likelihoods.resolve(self.likelihood, self.variance)
-        now, then = self._plain_parameters(), description["parameters"]
-        for name in now:
-            if name not in ("epochs", "patience") and now[name] != then.get(name):
-                raise ValueError(f"{path} was trained with {name}={then.get(name)!r}, not "
-                                 f"{now[name]!r}: resume with the same value")  # fmt: skip
-        if description["fingerprint"] != self._fingerprint(X):
-            raise ValueError(f"{path} was trained on other data than the X given")
-        self._take_over(description, arrays)
-        self.progress_.stopped = False
+        saved.write(path, self)
 
 
 def load(
@@ -549,16 +437,14 @@ def load(
     encoder, decoder: modules like those it was made of, if it had its own.
     Raises FileNotFoundError, or ValueError if the file is truncated, altered or not tinyvae's.
     """
-    arrays, description = files.read(path)
-    if description.get("model") != "VAE":
-        raise ValueError(f"{path} holds a {description.get('model')}, which this version lacks")
+    arrays, description = saved.read(path)
     if description["own_network"] and encoder is None:
         raise ValueError(f"{path} was made with its own encoder and decoder: give them to load")
     parameters = description["parameters"] | {"encoder": encoder, "decoder": decoder}
     for name in ("hidden", "channels", "image_shape"):
         parameters[name] = None if parameters[name] is None else tuple(parameters[name])
     model = VAE(**parameters)
-    model._take_over(description, arrays)
+    saved.restore(model, arrays, description)
     return model
 
 

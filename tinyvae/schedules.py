@@ -113,6 +113,6 @@ def spell(schedule: float | str | Schedule) -> str | float:
         return schedule
     for kind, cls in KINDS.items():
         if isinstance(schedule, cls):
-            numbers = astuple(schedule)  # type: ignore[call-overload]
+            numbers = astuple(schedule)
             return ":".join([kind, *(repr(float(number)) for number in numbers)])
     raise TypeError(f"{schedule!r} cannot be written down: give one of {', '.join(KINDS)}")

@@ -278,17 +278,17 @@ def differentiable(forward: Callable, backward: Callable) -> Callable[..., Tenso
     return op
 
 
-def _check_finite(name: str, array: np.ndarray, inputs: list) -> None:
+def _check_finite(name: str, array: np.ndarray, inputs: list[Any]) -> None:
     if np.isfinite(array).all():
         return
     place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
     described = []
     for position, a in enumerate(inputs):
         if isinstance(a, np.ndarray) and a.size:
-            largest = float(np.abs(a).max())
+            largest = np.abs(a).max()
             described.append(f"input {position} {a.shape} has largest magnitude {largest:.3g}")
     raise NonFiniteError(
-        f"op {name!r} gave {array[place]} at {place} of its output {array.shape}; "
+        f"op {name!r} gave {array[place]!s} at {place} of its output {array.shape}; "
         + "; ".join(described)
     )
 
@@ -366,7 +366,7 @@ def pow_forward(a: np.ndarray, exponent: float) -> Any:
 
     Raises TypeError if the exponent is not a number, ValueError if it does not suit a's sign.
     """
-    if isinstance(exponent, Tensor) or not np.isscalar(exponent):
+    if not isinstance(exponent, (int, float, np.number)):
         raise TypeError(f"the exponent must be a number, got {type(exponent).__name__}")
     if not float(exponent).is_integer() and (a < 0).any():
         raise ValueError(f"a negative number to the power {exponent} is not real")

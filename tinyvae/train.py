@@ -111,11 +111,14 @@ class Run:
         given; the state was saved).
         """
         progress, settings = self.progress, self.settings
-        with _interrupts(enabled=self.save is not None) as interrupted:
+        # NumPy's warnings are off: the loss itself is checked at every step, and told better
+        with np.errstate(all="ignore"), _interrupts(self.save is not None) as interrupted:
             while progress.epoch < settings.epochs and not progress.stopped:
                 self._epoch(interrupted)
                 if self.save:
                     self.save()
+                if interrupted.is_set():
+                    raise Interrupted
         if settings.patience is not None and self.best_state is not None:
             self.network.load_state_dict(self.best_state)
 
@@ -132,10 +135,10 @@ class Run:
             mean_nll, mean_kl = (total / progress.sums[2] for total in progress.sums[:2])
             for callback in self.callbacks:
                 callback.on_step(progress, len(batches), mean_nll, mean_kl)
-            if interrupted.is_set() and self.save:
-                self.save()
-                raise Interrupted
-        self._finish_epoch(len(batches), norm)
+            if interrupted.is_set() and progress.batch < len(batches):
+                break  # the state as it is now is saved by `train`
+        else:
+            self._finish_epoch(len(batches), norm)
 
     def _step(self, index: np.ndarray, batches: int) -> tuple[np.ndarray, np.ndarray, float]:
         """One update; returns nll, kl of the batch's rows, and the gradient norm.
@@ -245,7 +248,7 @@ def _first_bad(tensor: Tensor) -> str:
 
 
 @contextlib.contextmanager
-def _interrupts(*, enabled: bool) -> Iterator[threading.Event]:
+def _interrupts(enabled: bool) -> Iterator[threading.Event]:
     """Inside the block Ctrl-C only sets the event, so that no update is cut in half.
 
     A second Ctrl-C acts at once.  Without effect outside the main thread.

@@ -1,0 +1,107 @@
+"""A model and where its training stands, as a file: `checkpoint` for the bytes, this for the sense.
+
+The description is plain JSON: hyperparameters, shapes, seed and progress.  A finished model holds
+the network alone; a checkpoint holds the optimizer and the best weights so far too.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import checkpoint, likelihoods, schedules
+from .train import Progress, Run
+
+
+def write(
+    path: str | Path, model: Any, run: Run | None = None, fingerprint: list[int] | None = None
+) -> None:
+    """Write a fitted model; with a run and the fingerprint of its data, a checkpoint of it."""
+    arrays = checkpoint.prefixed("network", model.network_.state_dict())
+    description = {
+        "model": type(model).__name__,
+        "parameters": plain_parameters(model),
+        "own_network": model.encoder is not None,
+        "seed": model.seed_,
+        "row_shape": list(model.row_shape_),
+        "data_shape": list(model.data_shape_),
+        "scale": model.scale_,
+        "progress": model.progress_.as_dict(),
+    }
+    if run is not None:
+        arrays |= checkpoint.prefixed("optimizer", model.optimizer_.state_dict())
+        arrays |= checkpoint.prefixed("best", run.best_state or {})
+        description["fingerprint"] = fingerprint
+    checkpoint.write(path, arrays, description)
+
+
+def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and description of a saved model; ValueError if it is of a kind unknown here."""
+    arrays, description = checkpoint.read(path)
+    if description.get("model") != "VAE":
+        raise ValueError(f"{path} holds a {description.get('model')!r}, which this version lacks")
+    return arrays, description
+
+
+def restore(model: Any, arrays: dict[str, np.ndarray], description: dict[str, Any]) -> None:
+    """Make a model what the file says: its fitted attributes, weights and optimizer."""
+    model.seed_ = description["seed"]
+    model.row_shape_ = tuple(description["row_shape"])
+    model.data_shape_ = tuple(description["data_shape"])
+    model.n_features_in_ = math.prod(model.data_shape_)
+    model.scale_ = description["scale"]
+    model.progress_ = Progress.from_dict(description["progress"])
+    model.history_ = model.progress_.history
+    model._build()
+    model.network_.load_state_dict(checkpoint.part("network", arrays))
+    if state := checkpoint.part("optimizer", arrays):
+        model.optimizer_.load_state_dict(state)
+    model._best_state = checkpoint.part("best", arrays) or None
+
+
+def resume(path: str | Path, model: Any, X: np.ndarray) -> None:
+    """Restore a checkpoint for going on with training on X.
+
+    Raises ValueError if the file is no checkpoint, or was trained with other hyperparameters or
+    on other data: only `epochs` and `patience` may change.
+    """
+    arrays, description = read(path)
+    if "fingerprint" not in description:
+        raise ValueError(f"{path} is a finished model, not a checkpoint to resume")
+    model.likelihood_ = likelihoods.resolve(model.likelihood, model.variance)
+    now, then = plain_parameters(model), description["parameters"]
+    for name in now:
+        if name not in ("epochs", "patience") and now[name] != then.get(name):
+            raise ValueError(
+                f"{path} was trained with {name}={then.get(name)!r}, not {now[name]!r}: resume "
+                "with the same value"
+            )
+    if description["fingerprint"] != fingerprint(X):
+        raise ValueError(f"{path} was trained on other data than the X given")
+    restore(model, arrays, description)
+    if any(now[name] != then[name] for name in ("epochs", "patience")):
+        model.progress_.stopped = False
+
+
+def plain_parameters(model: Any) -> dict[str, Any]:
+    """Hyperparameters as JSON can hold them: schedules and likelihood spelled out.
+
+    Raises TypeError for a schedule that is a user's own function.
+    """
+    parameters = model.get_params() | {"encoder": None, "decoder": None, "random_state": None}
+    for name in ("kl_schedule", "learning_rate"):
+        parameters[name] = schedules.spell(parameters[name])
+    if isinstance(model.likelihood_, likelihoods.Gaussian):
+        parameters["variance"] = model.likelihood_.variance
+    parameters["likelihood"] = model.likelihood_.name
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in parameters.items()}
+
+
+def fingerprint(X: np.ndarray) -> list[int]:
+    """Enough of the data to notice that a run is resumed on other data."""
+    some = np.ascontiguousarray(X[:: max(1, len(X) // 64)])
+    return [len(X), zlib.crc32(some.tobytes())]
