@@ -308,7 +308,8 @@ class VAE(Parameters):
     # -------------------------------------------------------------------- the words of VAE users
     def encode(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         """Mean and log-variance of q(z | x) of each row, each (N, Z)."""
-        return metrics.encode(self.network_, self._checked_rows(X, "X"), batch_size=BATCH)
+        rows = self._checked_rows(X, "X")
+        return metrics.encode(self.network_, rows, batch_size=BATCH)
 
     def reparameterize(self, mu: Any, logvar: Any, random_state: Any = None) -> np.ndarray:
         """A sample z = mu + exp(logvar / 2) eps, (N, Z)."""

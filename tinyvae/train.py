@@ -129,8 +129,8 @@ class Run:
         while progress.batch < len(batches):
             nll, kl, norm = self._step(batches[progress.batch], len(batches))
             progress.batch += 1
-            for i, value in enumerate((nll.sum(), kl.sum(), len(nll))):
-                progress.sums[i] += float(value)
+            for i, value in enumerate((nll, kl, np.ones_like(nll))):
+                progress.sums[i] += float(value.sum(dtype=np.float64))
             progress.epoch_seconds = before + time.perf_counter() - started
             mean_nll, mean_kl = (total / progress.sums[2] for total in progress.sums[:2])
             for callback in self.callbacks:
