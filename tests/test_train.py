@@ -139,7 +139,7 @@ def test_a_finished_run_resumes_to_itself_and_can_go_on(bits, tmp_path):
 def test_resume_refuses_other_options_other_data_and_finished_models(bits, tmp_path):
     path, model = tmp_path / "c", tmp_path / "m"
     vae = tv.VAE(**OPTIONS).fit(bits, checkpoint=path)
-    with pytest.raises(ValueError, match="was trained with beta=1.0, not 2.0"):
+    with pytest.raises(ValueError, match=r"was trained with beta=1.0, not 2.0"):
         tv.VAE(**OPTIONS | {"beta": 2.0}).fit(bits, checkpoint=path, resume=True)
     with pytest.raises(ValueError, match="trained on other data"):
         tv.VAE(**OPTIONS).fit(1 - bits, checkpoint=path, resume=True)

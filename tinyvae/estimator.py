@@ -320,7 +320,8 @@ class VAE(Parameters):
 
     def decode(self, z: Any) -> np.ndarray:
         """Mean of p(x | z), (N, ...) in the shape in which fit got its rows.  z: (N, Z)."""
-        return self._as_given(self.likelihood_.mean(self._outputs(z)))
+        outputs = self._outputs(z)
+        return self._as_given(self.likelihood_.mean(outputs))
 
     def _outputs(self, z: Any) -> np.ndarray:
         """Raw parameters of p(x | z), in batches."""
