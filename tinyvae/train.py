@@ -234,7 +234,7 @@ class Run:
 
     def _early_stopping(self, record: dict[str, Any]) -> None:
         progress, patience = self.progress, self.settings.patience
-        if patience is None:
+        if patience is None or self.validation is None:
             return
         if record["validation_elbo"] > progress.best:
             progress.best, progress.best_epoch = record["validation_elbo"], record["epoch"]

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._dispatch import check_same_shape, empty, jit, rows, select
+from ._dispatch import check_floats, check_same_shape, empty, jit, rows, select
 from ._math import expm1
 from .likelihood import (
     _bernoulli_nll_numba,
@@ -59,7 +59,7 @@ def _forward(
     """Check, allocate, run: all ELBOs differ by their likelihood alone."""
     check_same_shape(**parameters, x=x)
     check_same_shape(mu=mu, logvar=logvar)
-    check_same_shape(x=x.reshape(-1)[:0], mu=mu.reshape(-1)[:0])  # one dtype
+    check_floats(x=x, mu=mu)
     if len(mu) != len(x):
         raise ValueError(f"mu has {len(mu)} rows, x has {len(x)}")
     if not 0 <= beta < math.inf or not 0 <= free_bits < math.inf:

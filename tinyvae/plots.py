@@ -1,0 +1,273 @@
+"""Pictures of a run: learning curves, and grids of rows (images, or lines where they are not).
+
+Everything is drawn on `Figure` objects, without pyplot and its global state, and written whole or
+not at all; the same input gives the same file.  Matplotlib is imported at the first picture.
+Sizes: N rows, D values, H W C image; lengths are in pixels of the file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .checkpoint import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 200
+FONT = 8  # points
+CELL = 96  # an image is enlarged to about this, by a whole factor so that no pixel is blurred
+LINES = (192, 96)  # width and height of a cell of lines
+GAP = 6  # between cells, and around everything
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # Okabe and Ito 2008
+
+
+# ------------------------------------------------------------------------------------------ grids
+def image_grid(
+    rows: Any,
+    path: str | Path,
+    *,
+    columns: int = 8,
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    limits: tuple[float, float] | None = None,
+) -> None:
+    """Write a PNG of all rows, `columns` in a line.
+
+    rows: (N, H, W, C) images, grey (C = 1), colour (C = 3), or else the channels side by side;
+    (N, D) values are drawn as lines.  row_labels, column_labels: words beside and above the cells.
+    limits: the values that are black and white, or the bottom and the top; those of rows by default.
+    """
+    rows = _checked(rows)
+    limits = limits or _limits(rows)
+    labels = list(row_labels), list(column_labels)
+    if rows.ndim == 4:
+        _write_images(_pixels(rows, limits), path, columns, labels)
+    else:
+        _write_lines([(rows, BLUE, "")], path, columns, labels, limits)
+
+
+def reconstructions(x: Any, x_hat: Any, path: str | Path, *, columns: int = 8) -> None:
+    """Write a PNG of the rows x and, below each, what the model makes of it.
+
+    x, x_hat: (N, H, W, C) images; or (N, D) values, drawn over one another as lines.
+    """
+    x, x_hat = _checked(x), _checked(x_hat)
+    if x.shape != x_hat.shape:
+        raise ValueError(f"x has shape {x.shape}, x_hat has {x_hat.shape}")
+    columns, limits = min(columns, len(x)), _limits(x)
+    if x.ndim == 2:
+        pair = [(x, GREY, "data"), (x_hat, ORANGE, "reconstruction")]
+        _write_lines(pair, path, columns, ([], []), limits)
+        return
+    count = len(x) // columns * columns  # whole lines only
+    pairs = np.stack([a[:count].reshape(-1, columns, *a.shape[1:]) for a in (x, x_hat)], axis=1)
+    cells = _pixels(pairs.reshape(-1, *x.shape[1:]), limits)  # (lines, 2, columns, ...) -> (N, ...)
+    names = ["data", "reconstruction"] * (count // columns)
+    _write_images(cells, path, columns, (names, []))
+
+
+def _checked(rows: Any) -> np.ndarray:
+    rows = np.asarray(rows)
+    if rows.ndim not in (2, 4) or 0 in rows.shape:
+        raise ValueError(f"rows must be (N, H, W, C) or (N, D), and not empty; got {rows.shape}")
+    return rows
+
+
+def _limits(rows: np.ndarray) -> tuple[float, float]:
+    """The range to show: 0 to 1 if that is what the values are, else from least to largest."""
+    low, high = float(rows.min()), float(rows.max())
+    return (0.0, 1.0) if 0 <= low and high <= 1 else (low, max(high, low + 1e-12))
+
+
+def _pixels(images: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """Values -> uint8 RGB (N, H, W, 3), enlarged without blur."""
+    low, high = limits
+    scaled = (images.astype(np.float64) - low) / (high - low)
+    pixels = np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
+    if pixels.shape[3] not in (1, 3):
+        N, H, W, C = pixels.shape
+        pixels = pixels.transpose(0, 1, 3, 2).reshape(N, H, C * W, 1)  # (N, H, W, C) -> side by side
+    factor = max(1, round(CELL / max(pixels.shape[1:3])))
+    pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
+    return np.broadcast_to(pixels, (*pixels.shape[:3], 3))
+
+
+def _write_images(cells: np.ndarray, path: str | Path, columns: int, labels: Any) -> None:
+    """Put cells (N, h, w, 3) in their places on one white sheet."""
+    N, h, w, _ = cells.shape
+    figure, corners = _sheet(N, h, w, columns, labels)
+    width, height = (round(v) for v in figure.bbox.size)
+    sheet = np.full((height, width, 3), 255, np.uint8)
+    for cell, (left, top) in zip(cells, corners, strict=True):
+        sheet[top : top + h, left : left + w] = cell
+    figure.figimage(sheet, origin="upper")
+    _save(figure, path)
+
+
+def _write_lines(
+    series: list[tuple[np.ndarray, str, str]],
+    path: str | Path,
+    columns: int,
+    labels: Any,
+    limits: tuple[float, float],
+) -> None:
+    """Every row (D,) as a line over its features, in a frame of its own; all on one scale."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
+
+    w, h = LINES
+    N, D = series[0][0].shape
+    figure, corners = _sheet(N, h, w, columns, labels, below=40)
+    axes, height = _whole(figure), figure.bbox.height
+    x = np.linspace(0.04 * w, 0.96 * w, D) if D > 1 else np.array([0.5 * w])
+    for values, colour, _ in series:
+        y = 0.08 * h + 0.84 * h * (values - limits[0]) / (limits[1] - limits[0])
+        lines = [
+            np.column_stack([left + x, height - top - h + np.clip(row, 0, h)])
+            for row, (left, top) in zip(y, corners, strict=True)
+        ]
+        axes.add_collection(LineCollection(lines, colors=colour, linewidths=0.8))
+        if D <= 32:
+            axes.plot(*np.concatenate(lines).T, ".", color=colour, markersize=2)
+    for left, top in corners:
+        frame = Rectangle((left, height - top - h), w, h, fill=False, linewidth=0.3, edgecolor=GREY)
+        axes.add_patch(frame)
+    note = f"each frame: {D} features from left to right, {limits[0]:.3g} to {limits[1]:.3g}"
+    axes.text(GAP, GAP + 6, note, fontsize=FONT - 1, color="0.35", va="bottom")
+    if named := [Line2D([], [], color=c, label=name) for _, c, name in series if name]:
+        axes.legend(handles=named, loc="lower right", ncols=2, fontsize=FONT - 1, frameon=False)
+    _save(figure, path)
+
+
+def _whole(figure: Figure) -> Axes:
+    """Axes that cover the figure, in pixels."""
+    axes = figure.add_axes((0, 0, 1, 1))
+    width, height = figure.bbox.size
+    axes.set(xlim=(0, width), ylim=(0, height))
+    axes.axis("off")
+    return axes
+
+
+def _sheet(
+    N: int, h: int, w: int, columns: int, labels: tuple[list[str], list[str]], below: int = 0
+) -> tuple[Figure, list[tuple[int, int]]]:
+    """A figure with its labels, and the (left, top) of N cells of h x w pixels."""
+    from matplotlib.figure import Figure
+
+    columns = min(columns, N)
+    beside, above = labels
+    left = GAP + (_text_width(beside) + 2 * GAP if beside else 0)
+    top = GAP + (FONT * DPI // 72 + GAP if above else 0)
+    lines = math.ceil(N / columns)
+    width = left + columns * (w + GAP)
+    height = top + lines * (h + GAP) + below
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    for i, label in enumerate(beside):
+        y = 1 - (top + i * (h + GAP) + h / 2) / height
+        figure.text((left - 2 * GAP) / width, y, label, fontsize=FONT, ha="right", va="center")
+    for j, label in enumerate(above):
+        x = (left + j * (w + GAP) + w / 2) / width
+        figure.text(x, 1 - (top - GAP) / height, label, fontsize=FONT, ha="center", va="bottom")
+    places = (divmod(i, columns) for i in range(N))
+    return figure, [(left + j * (w + GAP), top + i * (h + GAP)) for i, j in places]
+
+
+def _text_width(labels: Sequence[str]) -> int:
+    """Pixels that the longest label takes."""
+    from matplotlib.backends.backend_agg import RendererAgg
+    from matplotlib.font_manager import FontProperties
+
+    renderer, font = RendererAgg(1, 1, DPI), FontProperties(size=FONT)
+    widths = [renderer.get_text_width_height_descent(label, font, False)[0] for label in labels]
+    return math.ceil(max(widths))
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    """Write the figure as a PNG that names no date and no software."""
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+
+
+# ----------------------------------------------------------------------------------------- curves
+def curves(history: Sequence[dict[str, Any]], path: str | Path, *, loss: bool = False) -> None:
+    """Write a PNG of a training: ELBO, nll, KL, KL of each latent dimension, active units.
+
+    history: an epoch's record each, as `VAE.history_` or the lines of metrics.jsonl.
+    loss: the objective bounds no likelihood: show its negative, and call it a loss.
+    Raises ValueError if there is no epoch.
+    """
+    from matplotlib.figure import Figure
+
+    if not history:
+        raise ValueError("there is no epoch to draw")
+    figure = Figure(figsize=(9, 5), dpi=DPI, layout="constrained")
+    grid = figure.add_gridspec(2, 3)
+    top = [figure.add_subplot(grid[0, j]) for j in range(3)]
+    titles = ("loss" if loss else "ELBO", "nll, -log p(x|z)", "KL(q(z|x) || p(z))")
+    for axes, key, title in zip(top, ("elbo", "nll", "kl"), titles, strict=True):
+        sign = -1 if loss and key == "elbo" else 1
+        _plot(axes, history, key, "training", BLUE, sign)
+        if "validation_" + key in history[-1]:
+            _plot(axes, history, "validation_" + key, "validation", ORANGE, sign)
+        axes.set(title=title, ylabel="nats per row", xlabel="epoch")
+    top[0].legend(fontsize=FONT, frameon=False)
+    _kl_map(figure, figure.add_subplot(grid[1, :2]), history)
+    _active(figure.add_subplot(grid[1, 2]), history)
+    _save(figure, path)
+
+
+def _plot(axes: Axes, history: Any, key: str, label: str, colour: str, sign: int = 1) -> None:
+    """One line over the epochs, dots on it while they are few."""
+    _style(axes, history)
+    dots = "o" if len(history) <= 20 else ""
+    epochs, values = [r["epoch"] for r in history], [sign * r[key] for r in history]
+    axes.plot(epochs, values, color=colour, label=label, linewidth=1.2, marker=dots, markersize=3)
+
+
+def _style(axes: Axes, history: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=FONT)
+    axes.title.set_fontsize(FONT + 1)
+    axes.xaxis.label.set_fontsize(FONT)
+    axes.yaxis.label.set_fontsize(FONT)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xlim(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5)
+
+
+def _kl_map(figure: Figure, axes: Axes, history: Any) -> None:
+    """KL of each latent dimension (down, most used first) at each epoch (across)."""
+    kl = np.array([record["kl_per_dimension"] for record in history]).T  # (Z, epochs)
+    order = np.argsort(-kl[:, -1], kind="stable")
+    _style(axes, history)
+    extent = (history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5, len(kl) - 0.5, -0.5)
+    image = axes.imshow(
+        kl[order], aspect="auto", extent=extent, cmap="magma_r", vmin=0, interpolation="nearest"
+    )
+    if len(kl) <= 20:
+        axes.set_yticks(range(len(kl)), [f"z{j}" for j in order])
+    axes.tick_params(axis="y", labelsize=FONT - (2 if len(kl) > 10 else 0))
+    axes.set(title="KL of each latent dimension", xlabel="epoch")
+    bar = figure.colorbar(image, ax=axes, pad=0.01)
+    bar.set_label("nats", fontsize=FONT)
+    bar.ax.tick_params(labelsize=FONT)
+
+
+def _active(axes: Axes, history: Any) -> None:
+    """How many latent dimensions are used."""
+    from matplotlib.ticker import MaxNLocator
+
+    _plot(axes, history, "active_units", "", GREEN)
+    size = len(history[-1]["kl_per_dimension"])
+    axes.axhline(size, color=GREY, linewidth=0.8, linestyle=":")
+    axes.set(title=f"active units, of {size}", xlabel="epoch", ylim=(0, size * 1.08))
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
