@@ -42,6 +42,4 @@ for epoch in range(30):
         with tv.no_grad():
             bound = elbo(test)
         nll, kl = bound.saved.nll.mean(), bound.saved.kl.mean()
-        print(
-            f"epoch {epoch + 1:2d}  test ELBO {-(nll + kl):7.2f} nats  nll {nll:5.2f}  KL {kl:5.2f}"
-        )
+        print(f"epoch {epoch + 1:2d}  test ELBO {-nll - kl:.2f} nats  nll {nll:.2f}  KL {kl:.2f}")

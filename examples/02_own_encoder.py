@@ -15,7 +15,7 @@ Z, WIDTH = 8, 128
 
 
 def swish_forward(x, gate):
-    """out = x sigmoid(gate x), with a learned gate for each column.     Ramachandran et al. 2017."""
+    """out = x sigmoid(gate x), one learned gate a column.     Ramachandran et al. 2017."""
     s = 1 / (1 + np.exp(-gate * x))
     return x * s, (x, gate, s)
 
