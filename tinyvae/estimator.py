@@ -263,6 +263,7 @@ class VAE(Parameters):
     ) -> Run:
         schedule = schedules.parse(self.kl_schedule)
         settings = Settings(
+            latent_dim=int(self.latent_dim),
             epochs=epochs or int(self.epochs),
             batch_size=int(self.batch_size),
             learning_rate=schedules.parse(self.learning_rate),

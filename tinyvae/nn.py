@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -45,7 +45,13 @@ def zeros(rng: np.random.Generator, shape: tuple, fan_in: int, fan_out: int) -> 
 
 # --------------------------------------------------------------------------------------- Module
 class Module:
-    """Something with parameters: they are found by walking the attributes, lists included."""
+    """Something with parameters: they are found by walking the attributes, lists included.
+
+    couples_rows: set it in a module whose output for a row depends on the batch's other rows, as
+    batch normalisation does; training then keeps the batch in one piece.
+    """
+
+    couples_rows: ClassVar[bool] = False
 
     def __call__(self, x: Any) -> Any:
         """Apply the module; subclasses define it."""
@@ -53,15 +59,30 @@ class Module:
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """Pairs of dotted name and parameter, in the order in which they were assigned."""
+        for name, item in self._attributes():
+            if isinstance(item, Module):
+                yield from item.named_parameters(f"{prefix}{name}.")
+            elif isinstance(item, Tensor) and item.requires_grad:
+                yield prefix + name, item
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all inside it."""
+        yield self
+        for _, item in self._attributes():
+            if isinstance(item, Module):
+                yield from item.modules()
+
+    def couples(self) -> bool:
+        """Whether any module inside couples the rows of a batch."""
+        return any(module.couples_rows for module in self.modules())
+
+    def _attributes(self) -> Iterator[tuple[str, Any]]:
+        """Pairs of name and value; the items of a list are numbered."""
         for name, value in vars(self).items():
-            items = [(prefix + name, value)]
             if isinstance(value, (list, tuple)):
-                items = [(f"{prefix}{name}.{i}", v) for i, v in enumerate(value)]
-            for path, item in items:
-                if isinstance(item, Module):
-                    yield from item.named_parameters(path + ".")
-                elif isinstance(item, Tensor) and item.requires_grad:
-                    yield path, item
+                yield from ((f"{name}.{i}", item) for i, item in enumerate(value))
+            else:
+                yield name, value
 
     def parameters(self) -> list[Tensor]:
         """All parameters, in order."""

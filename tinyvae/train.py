@@ -26,6 +26,7 @@ from .models.vae import VAENetwork
 from .ops import noise
 from .ops.noise import Stream
 from .optim import Adam, gradient_norm
+from .parallel import Shards, serial_blas, shard_count
 from .schedules import Schedule
 from .tensor import NonFiniteError, Tensor, detect_nonfinite
 
@@ -44,6 +45,7 @@ class Interrupted(KeyboardInterrupt):
 class Settings:
     """How to train.  Schedules take the time in epochs; kl_weight includes beta."""
 
+    latent_dim: int
     epochs: int
     batch_size: int
     learning_rate: Schedule
@@ -89,6 +91,98 @@ class Callback:
         """After an epoch, with its line of the log.  Return True to stop training."""
 
 
+class Step:
+    """One update of a network from one batch, on as many shards as it is worth.
+
+    Use it as a context, which keeps BLAS on one thread and the worker threads alive:
+
+        with Step(network, likelihood, optimizer, settings) as step:
+            step(x)
+    """
+
+    def __init__(
+        self, network: VAENetwork, likelihood: Likelihood, optimizer: Adam, settings: Settings
+    ):
+        self.network, self.likelihood = network, likelihood
+        self.optimizer, self.settings = optimizer, settings
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Step:
+        self._shards = Shards(self.network, shard_count(self.network, self.settings.batch_size))
+        self._stack.callback(self._shards.close)
+        # NumPy's warnings are off: the loss itself is checked at every step, and told better
+        self._stack.enter_context(np.errstate(all="ignore"))
+        if not self.network.couples():
+            self._stack.enter_context(serial_blas())
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    def __call__(
+        self, x: np.ndarray, *, epoch: float = 0.0, want_norm: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        """Update the network; returns nll and kl of the rows, (B,) nats, and the gradient norm.
+
+        x: (B, ...) as the network sees it; epoch: the time, for the schedules.  The norm costs a
+        pass over all gradients: it is NaN unless it is wanted, or needed for clipping.
+        Raises DivergedError if the loss is not finite; nothing was changed then.
+        """
+        settings, optimizer = self.settings, self.optimizer
+        eps = noise.normal(
+            (len(x), settings.latent_dim), seed=settings.seed, stream=Stream.POSTERIOR,
+            step=optimizer.steps, dtype=x.dtype,
+        )  # fmt: skip
+        kl_weight = settings.kl_weight(epoch)
+
+        def gradients(network: VAENetwork, part: slice) -> objectives.Elbo:
+            elbo = self._objective(network, x[part], eps[part], kl_weight)
+            elbo.loss.backward(len(elbo.nll) / len(x))  # this shard's share of the batch mean
+            return elbo
+
+        shards = self._shards.run(gradients, len(x))
+        losses = [elbo.loss.item() for elbo in shards]
+        if not math.isfinite(sum(losses)):
+            raise DivergedError(self._diagnose(x, eps, epoch, sum(losses)))
+        norm, scale = math.nan, 1.0
+        if want_norm or settings.clip_norm is not None:
+            norm = gradient_norm(optimizer.parameters)
+        if settings.clip_norm is not None and norm > settings.clip_norm:
+            scale = settings.clip_norm / norm
+        optimizer.learning_rate = settings.learning_rate(epoch)
+        optimizer.step(scale=scale)
+        optimizer.zero_grad()
+        nll, kl = (np.concatenate([elbo[i] for elbo in shards]) for i in (1, 2))
+        return nll, kl, norm
+
+    def _objective(
+        self, network: VAENetwork, x: np.ndarray, eps: np.ndarray, kl_weight: float
+    ) -> objectives.Elbo:
+        return objectives.elbo(
+            network, x, eps, likelihood=self.likelihood, beta=kl_weight,
+            free_bits=self.settings.free_bits,
+        )  # fmt: skip
+
+    def _diagnose(self, x: np.ndarray, eps: np.ndarray, epoch: float, loss: float) -> str:
+        """Say where a bad loss came from, by repeating the step with every op checked."""
+        where = f"step {self.optimizer.steps + 1} (epoch {int(epoch) + 1}): the loss is {loss}"
+        parameters = list(self.network.named_parameters())
+        for name, tensor in parameters:
+            if not np.isfinite(tensor.data).all():
+                return f"{where}; parameter {name} holds {_first_bad(tensor)} since the last update"
+        try:
+            with detect_nonfinite():
+                self._objective(self.network, x, eps, self.settings.kl_weight(epoch))
+        except NonFiniteError as error:
+            sizes = {name: float(np.abs(tensor.data).max()) for name, tensor in parameters}
+            largest = max(sizes, key=lambda name: sizes[name])
+            return (
+                f"{where}; {error}; the largest parameter is {largest} ({sizes[largest]:.3g}). "
+                "A smaller learning_rate or clip_norm=1 often helps"
+            )
+        return f"{where}, though every op's result is finite: the batch mean overflows"
+
+
 @dataclass
 class Run:
     """One training run: the loop's parts in one place."""
@@ -111,10 +205,12 @@ class Run:
         given; the state was saved).
         """
         progress, settings = self.progress, self.settings
-        # NumPy's warnings are off: the loss itself is checked at every step, and told better
-        with np.errstate(all="ignore"), _interrupts(self.save is not None) as interrupted:
+        with (
+            Step(self.network, self.likelihood, self.optimizer, settings) as step,
+            _interrupts(self.save is not None) as interrupted,
+        ):
             while progress.epoch < settings.epochs and not progress.stopped:
-                self._epoch(interrupted)
+                self._epoch(step, interrupted)
                 if self.save:
                     self.save()
                 if interrupted.is_set():
@@ -122,12 +218,16 @@ class Run:
         if settings.patience is not None and self.best_state is not None:
             self.network.load_state_dict(self.best_state)
 
-    def _epoch(self, interrupted: threading.Event) -> None:
+    def _epoch(self, step: Step, interrupted: threading.Event) -> None:
         progress, started = self.progress, time.perf_counter()
         batches = self.rows.shuffled(self.settings.batch_size, epoch=progress.epoch)
         before, norm = progress.epoch_seconds, math.nan
         while progress.batch < len(batches):
-            nll, kl, norm = self._step(batches[progress.batch], len(batches))
+            x = self.rows.take(
+                batches[progress.batch], stream=Stream.BINARIZE, step=self.optimizer.steps
+            )
+            now, last = progress.batch / len(batches), progress.batch == len(batches) - 1
+            nll, kl, norm = step(x, epoch=progress.epoch + now, want_norm=last)
             progress.batch += 1
             for i, value in enumerate((nll, kl, np.ones_like(nll))):
                 progress.sums[i] += float(value.sum(dtype=np.float64))
@@ -135,68 +235,10 @@ class Run:
             mean_nll, mean_kl = (total / progress.sums[2] for total in progress.sums[:2])
             for callback in self.callbacks:
                 callback.on_step(progress, len(batches), mean_nll, mean_kl)
-            if interrupted.is_set() and progress.batch < len(batches):
+            if interrupted.is_set() and not last:
                 break  # the state as it is now is saved by `train`
         else:
             self._finish_epoch(len(batches), norm)
-
-    def _step(self, index: np.ndarray, batches: int) -> tuple[np.ndarray, np.ndarray, float]:
-        """One update; returns nll, kl of the batch's rows, and the gradient norm.
-
-        The norm costs a pass over all gradients: it is taken where it is needed, for clipping and
-        for the log of the epoch's last step.
-        """
-        settings, progress, optimizer = self.settings, self.progress, self.optimizer
-        now = progress.epoch + progress.batch / batches
-        x = self.rows.take(index, stream=Stream.BINARIZE, step=optimizer.steps)
-        kl_weight = settings.kl_weight(now)
-        loss, nll, kl = self._objective(x, kl_weight)
-        if not math.isfinite(loss.item()):
-            raise DivergedError(self._diagnose(x, kl_weight, loss.item()))
-        loss.backward()
-        norm, scale = math.nan, 1.0
-        if settings.clip_norm is not None or progress.batch == batches - 1:
-            norm = gradient_norm(optimizer.parameters)
-        if settings.clip_norm is not None and norm > settings.clip_norm:
-            scale = settings.clip_norm / norm
-        optimizer.learning_rate = settings.learning_rate(now)
-        optimizer.step(scale=scale)
-        optimizer.zero_grad()
-        return nll, kl, norm
-
-    def _objective(self, x: np.ndarray, kl_weight: float) -> objectives.Elbo:
-        latent_dim = self._latent_dim
-        eps = noise.normal(
-            (len(x), latent_dim), seed=self.settings.seed, stream=Stream.POSTERIOR,
-            step=self.optimizer.steps, dtype=x.dtype,
-        )  # fmt: skip
-        return objectives.elbo(
-            self.network, x, eps, likelihood=self.likelihood, beta=kl_weight,
-            free_bits=self.settings.free_bits,
-        )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        mu, _ = self.network.encode(self.rows.take(slice(0, 1), stream=Stream.BINARIZE))
-        self._latent_dim = mu.shape[1]
-
-    def _diagnose(self, x: np.ndarray, kl_weight: float, loss: float) -> str:
-        """Say where a bad loss came from, by repeating the step with every op checked."""
-        where = f"step {self.optimizer.steps + 1} (epoch {self.progress.epoch + 1}): the loss is "
-        where += f"{loss}"
-        for name, tensor in self.network.named_parameters():
-            if not np.isfinite(tensor.data).all():
-                return f"{where}; parameter {name} holds {_first_bad(tensor)} since the last update"
-        largest = max(self.network.named_parameters(), key=lambda p: np.abs(p[1].data).max())
-        try:
-            with detect_nonfinite():
-                self._objective(x, kl_weight)
-        except NonFiniteError as error:
-            magnitude = float(np.abs(largest[1].data).max())
-            return (
-                f"{where}; {error}; the largest parameter is {largest[0]} ({magnitude:.3g}). "
-                "A smaller learning_rate or clip_norm=1 often helps"
-            )
-        return f"{where}, though every op's result is finite: the batch mean overflows"
 
     def _finish_epoch(self, batches: int, norm: float) -> None:
         progress, settings = self.progress, self.settings

@@ -157,52 +157,77 @@ def _col2im_numpy(patches, x, g):
 
 
 @jit
+def _copy(source, start, target, at, length):
+    """target[at + k] = source[start + k].
+
+    Unsigned indices cannot be negative, so Numba leaves out its wrap-around test and the loop
+    becomes wide copies (EPYC: im2col of 128 x 14 x 14 x 32, 4x4/2, 5.0 -> 2.3 ms).
+    """
+    start, at = np.uintp(start), np.uintp(at)
+    for k in range(np.uintp(length)):
+        target[at + k] = source[start + k]
+
+
+@jit
+def _add(source, start, target, at, length):
+    """target[at + k] += source[start + k]."""
+    start, at = np.uintp(start), np.uintp(at)
+    for k in range(np.uintp(length)):
+        target[at + k] += source[start + k]
+
+
+@jit
+def _zero(target, at, length):
+    """target[at + k] = 0."""
+    at = np.uintp(at)
+    for k in range(np.uintp(length)):
+        target[at + k] = target.dtype.type(0)
+
+
+@jit
 def _im2col_numba(x, patches, g):
-    zero = x.dtype.type(0)
+    source, target = x.reshape(x.size), patches.reshape(patches.size)
     for b in range(x.shape[0]):
         for p in range(g.P):
             for q in range(g.Q):
-                row = patches[(b * g.P + p) * g.Q + q]
                 left = q * g.stride - g.padding
                 inside = g.dilation == 1 and left >= 0 and left + g.S <= g.W
                 for r in range(g.R):
                     h = p * g.stride + r * g.dilation - g.padding
-                    at = r * g.S * g.C
+                    at = (((b * g.P + p) * g.Q + q) * g.R + r) * g.S * g.C
+                    row = (b * g.H + h) * g.W
                     if h < 0 or h >= g.H:
-                        for k in range(g.S * g.C):
-                            row[at + k] = zero
+                        _zero(target, at, g.S * g.C)
                     elif inside:  # a row of the patch is one contiguous piece of the image
-                        pixels = x[b, h, left : left + g.S].reshape(g.S * g.C)
-                        for k in range(g.S * g.C):
-                            row[at + k] = pixels[k]
+                        _copy(source, (row + left) * g.C, target, at, g.S * g.C)
                     else:
                         for s in range(g.S):
                             w = left + s * g.dilation
-                            for c in range(g.C):
-                                row[at + s * g.C + c] = x[b, h, w, c] if 0 <= w < g.W else zero
+                            if 0 <= w < g.W:
+                                _copy(source, (row + w) * g.C, target, at + s * g.C, g.C)
+                            else:
+                                _zero(target, at + s * g.C, g.C)
 
 
 @jit
 def _col2im_numba(patches, x, g):
+    source, target = patches.reshape(patches.size), x.reshape(x.size)
+    _zero(target, 0, x.size)
     for b in range(x.shape[0]):
-        x[b] = x.dtype.type(0)
         for p in range(g.P):
             for q in range(g.Q):
-                row = patches[(b * g.P + p) * g.Q + q]
                 left = q * g.stride - g.padding
                 inside = g.dilation == 1 and left >= 0 and left + g.S <= g.W
                 for r in range(g.R):
                     h = p * g.stride + r * g.dilation - g.padding
                     if h < 0 or h >= g.H:
                         continue
-                    at = r * g.S * g.C
+                    at = (((b * g.P + p) * g.Q + q) * g.R + r) * g.S * g.C
+                    row = (b * g.H + h) * g.W
                     if inside:
-                        pixels = x[b, h, left : left + g.S].reshape(g.S * g.C)
-                        for k in range(g.S * g.C):
-                            pixels[k] += row[at + k]
+                        _add(source, at, target, (row + left) * g.C, g.S * g.C)
                     else:
                         for s in range(g.S):
                             w = left + s * g.dilation
                             if 0 <= w < g.W:
-                                for c in range(g.C):
-                                    x[b, h, w, c] += row[at + s * g.C + c]
+                                _add(source, at + s * g.C, target, (row + w) * g.C, g.C)

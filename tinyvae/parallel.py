@@ -1,0 +1,102 @@
+"""Data-parallel steps on one machine: the batch is split into shards, one thread each.
+
+Inside a shard everything is serial, BLAS too; the threads meet once a step, to add up their
+gradients.  That beats one thread that calls a threaded BLAS: two pools do not fight, and all that
+is not a matrix product runs on all cores as well.  The noise of a step is drawn before the split,
+so it does not depend on the number of shards; the sums over the batch do, in the last bits.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import copy
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .nn import Module
+
+T = TypeVar("T")
+
+# Work of a step, in multiply-adds, from which a second thread pays for waking it.
+WORTH_A_THREAD = 4_000_000
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def shard_count(network: Module, batch_size: int) -> int:
+    """How many shards a step of that size is worth: one for each core, or one if it is small.
+
+    One, too, if the network couples the rows of a batch (`Module.couples_rows`).
+    """
+    if network.couples():
+        return 1
+    work = batch_size * sum(tensor.size for tensor in network.parameters())
+    return max(1, min(cores(), batch_size, work // WORTH_A_THREAD))
+
+
+class Shards:
+    """A network and its replicas, which share its weights and have gradients of their own."""
+
+    def __init__(self, network: Any, count: int):
+        self.networks = [network]
+        shared = {id(tensor.data): tensor.data for tensor in network.parameters()}
+        for _ in range(count - 1):
+            self.networks.append(copy.deepcopy(network, dict(shared)))
+        self.pool = ThreadPoolExecutor(count - 1, "tinyvae-shard") if count > 1 else None
+
+    def run(self, step: Callable[[Any, slice], T], rows: int) -> list[T]:
+        """step(network, rows of the batch) for each shard, at the same time.
+
+        Gradients that the steps left in their networks end up, summed, in the first one.
+        An exception in a shard reaches the caller.
+        """
+        count = min(len(self.networks), rows)
+        cuts = [rows * k // count for k in range(count + 1)]
+        parts = [slice(*cuts[k : k + 2]) for k in range(count)]
+        waiting = []
+        for network, part in zip(self.networks[1:], parts[1:]):  # noqa: B905  (a small batch)
+            assert self.pool is not None
+            # a copied context carries the caller's kernel backend and NumPy error state along
+            context = contextvars.copy_context()
+            waiting.append(self.pool.submit(context.run, step, network, part))
+        try:
+            results = [step(self.networks[0], parts[0])]
+        finally:
+            for future in waiting:  # nobody may still be working when the caller goes on
+                future.exception()
+        results += [future.result() for future in waiting]
+        self._sum_gradients()
+        return results
+
+    def _sum_gradients(self) -> None:
+        if len(self.networks) == 1:
+            return
+        own = self.networks[0].parameters()
+        for replica in self.networks[1:]:
+            for tensor, other in zip(own, replica.parameters(), strict=True):
+                if tensor.grad is None:
+                    tensor.grad = other.grad
+                elif other.grad is not None:
+                    np.add(tensor.grad, other.grad, out=tensor.grad)
+                other.grad = None
+
+    def close(self) -> None:
+        """Let the threads end."""
+        if self.pool is not None:
+            self.pool.shutdown()
+
+
+def serial_blas() -> Any:
+    """A context in which BLAS runs on one thread: the shards are the threads."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1, user_api="blas")
