@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
+
 from tinyvae_kernels import adam_update, sgd_update
 
 from .tensor import Tensor

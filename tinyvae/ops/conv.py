@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
 from tinyvae_kernels import (
     Geometry,
     col2im_backward,
