@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from .estimator import VAE
+
 DPI = 200
 FONT = 8  # points
 CELL = 96  # an image is enlarged to about this, by a whole factor so that no pixel is blurred
@@ -42,7 +44,7 @@ def image_grid(
 
     rows: (N, H, W, C) images, grey (C = 1), colour (C = 3), or else the channels side by side;
     (N, D) values are drawn as lines.  row_labels, column_labels: words beside and above the cells.
-    limits: the values that are black and white, or the bottom and the top; those of rows by default.
+    limits: the values that are black and white, or at the bottom and the top; else those of rows.
     """
     rows = _checked(rows)
     limits = limits or _limits(rows)
@@ -57,6 +59,7 @@ def reconstructions(x: Any, x_hat: Any, path: str | Path, *, columns: int = 8) -
     """Write a PNG of the rows x and, below each, what the model makes of it.
 
     x, x_hat: (N, H, W, C) images; or (N, D) values, drawn over one another as lines.
+    Images beyond the last full line of `columns` are left out.
     """
     x, x_hat = _checked(x), _checked(x_hat)
     if x.shape != x_hat.shape:
@@ -70,7 +73,7 @@ def reconstructions(x: Any, x_hat: Any, path: str | Path, *, columns: int = 8) -
     pairs = np.stack([a[:count].reshape(-1, columns, *a.shape[1:]) for a in (x, x_hat)], axis=1)
     cells = _pixels(pairs.reshape(-1, *x.shape[1:]), limits)  # (lines, 2, columns, ...) -> (N, ...)
     names = ["data", "reconstruction"] * (count // columns)
-    _write_images(cells, path, columns, (names, []))
+    _write_images(cells, path, columns, (names, []), group=2)
 
 
 def _checked(rows: Any) -> np.ndarray:
@@ -83,7 +86,7 @@ def _checked(rows: Any) -> np.ndarray:
 def _limits(rows: np.ndarray) -> tuple[float, float]:
     """The range to show: 0 to 1 if that is what the values are, else from least to largest."""
     low, high = float(rows.min()), float(rows.max())
-    return (0.0, 1.0) if 0 <= low and high <= 1 else (low, max(high, low + 1e-12))
+    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, max(high, low + 1e-12))
 
 
 def _pixels(images: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
@@ -93,16 +96,20 @@ def _pixels(images: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     pixels = np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
     if pixels.shape[3] not in (1, 3):
         N, H, W, C = pixels.shape
-        pixels = pixels.transpose(0, 1, 3, 2).reshape(N, H, C * W, 1)  # (N, H, W, C) -> side by side
+        pixels = pixels.transpose(0, 1, 3, 2).reshape(
+            N, H, C * W, 1
+        )  # (N, H, W, C) -> side by side
     factor = max(1, round(CELL / max(pixels.shape[1:3])))
     pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
     return np.broadcast_to(pixels, (*pixels.shape[:3], 3))
 
 
-def _write_images(cells: np.ndarray, path: str | Path, columns: int, labels: Any) -> None:
+def _write_images(
+    cells: np.ndarray, path: str | Path, columns: int, labels: Any, *, group: int = 1
+) -> None:
     """Put cells (N, h, w, 3) in their places on one white sheet."""
     N, h, w, _ = cells.shape
-    figure, corners = _sheet(N, h, w, columns, labels)
+    figure, corners = _sheet(N, h, w, columns, labels, group=group)
     width, height = (round(v) for v in figure.bbox.size)
     sheet = np.full((height, width, 3), 255, np.uint8)
     for cell, (left, top) in zip(cells, corners, strict=True):
@@ -157,27 +164,37 @@ def _whole(figure: Figure) -> Axes:
 
 
 def _sheet(
-    N: int, h: int, w: int, columns: int, labels: tuple[list[str], list[str]], below: int = 0
+    N: int,
+    h: int,
+    w: int,
+    columns: int,
+    labels: tuple[list[str], list[str]],
+    *,
+    group: int = 1,
+    below: int = 0,
 ) -> tuple[Figure, list[tuple[int, int]]]:
-    """A figure with its labels, and the (left, top) of N cells of h x w pixels."""
+    """A figure with its labels, and the (left, top) of N cells of h x w pixels.
+
+    group: lines that belong together, apart from the next ones.  below: free pixels at the end.
+    """
     from matplotlib.figure import Figure
 
     columns = min(columns, N)
     beside, above = labels
     left = GAP + (_text_width(beside) + 2 * GAP if beside else 0)
     top = GAP + (FONT * DPI // 72 + GAP if above else 0)
-    lines = math.ceil(N / columns)
-    width = left + columns * (w + GAP)
-    height = top + lines * (h + GAP) + below
+    space = 0 if group == 1 else 3 * GAP
+    lefts = [left + j * (w + GAP) for j in range(columns)]
+    tops = [top + i * (h + GAP) + i // group * space for i in range(math.ceil(N / columns))]
+    width, height = lefts[-1] + w + GAP, tops[-1] + h + GAP + below
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
-    for i, label in enumerate(beside):
-        y = 1 - (top + i * (h + GAP) + h / 2) / height
-        figure.text((left - 2 * GAP) / width, y, label, fontsize=FONT, ha="right", va="center")
-    for j, label in enumerate(above):
-        x = (left + j * (w + GAP) + w / 2) / width
-        figure.text(x, 1 - (top - GAP) / height, label, fontsize=FONT, ha="center", va="bottom")
-    places = (divmod(i, columns) for i in range(N))
-    return figure, [(left + j * (w + GAP), top + i * (h + GAP)) for i, j in places]
+    for y, label in zip(tops, beside, strict=False):
+        place = (left - 2 * GAP) / width, 1 - (y + h / 2) / height
+        figure.text(*place, label, fontsize=FONT, ha="right", va="center")
+    for x, label in zip(lefts, above, strict=False):
+        place = (x + w / 2) / width, 1 - (top - GAP) / height
+        figure.text(*place, label, fontsize=FONT, ha="center", va="bottom")
+    return figure, [(lefts[i % columns], tops[i // columns]) for i in range(N)]
 
 
 def _text_width(labels: Sequence[str]) -> int:
@@ -210,15 +227,15 @@ def curves(history: Sequence[dict[str, Any]], path: str | Path, *, loss: bool = 
         raise ValueError("there is no epoch to draw")
     figure = Figure(figsize=(9, 5), dpi=DPI, layout="constrained")
     grid = figure.add_gridspec(2, 3)
-    top = [figure.add_subplot(grid[0, j]) for j in range(3)]
-    titles = ("loss" if loss else "ELBO", "nll, -log p(x|z)", "KL(q(z|x) || p(z))")
-    for axes, key, title in zip(top, ("elbo", "nll", "kl"), titles, strict=True):
-        sign = -1 if loss and key == "elbo" else 1
+    bound, nll = ("loss", "cross-entropy") if loss else ("ELBO", "nll, -log p(x|z)")
+    titles = {"elbo": bound, "nll": nll, "kl": "KL(q(z|x), p(z))"}
+    for j, (key, title) in enumerate(titles.items()):
+        axes, sign = figure.add_subplot(grid[0, j]), -1 if loss and key == "elbo" else 1
         _plot(axes, history, key, "training", BLUE, sign)
         if "validation_" + key in history[-1]:
             _plot(axes, history, "validation_" + key, "validation", ORANGE, sign)
-        axes.set(title=title, ylabel="nats per row", xlabel="epoch")
-    top[0].legend(fontsize=FONT, frameon=False)
+            axes.legend(fontsize=FONT, frameon=False)
+        _style(axes, history, title, "nats per row")
     _kl_map(figure, figure.add_subplot(grid[1, :2]), history)
     _active(figure.add_subplot(grid[1, 2]), history)
     _save(figure, path)
@@ -226,37 +243,38 @@ def curves(history: Sequence[dict[str, Any]], path: str | Path, *, loss: bool = 
 
 def _plot(axes: Axes, history: Any, key: str, label: str, colour: str, sign: int = 1) -> None:
     """One line over the epochs, dots on it while they are few."""
-    _style(axes, history)
     dots = "o" if len(history) <= 20 else ""
     epochs, values = [r["epoch"] for r in history], [sign * r[key] for r in history]
     axes.plot(epochs, values, color=colour, label=label, linewidth=1.2, marker=dots, markersize=3)
 
 
-def _style(axes: Axes, history: Any) -> None:
+def _style(axes: Axes, history: Any, title: str, unit: str = "") -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, fontsize=FONT + 1)
+    axes.set_xlabel("epoch", fontsize=FONT)
+    axes.set_ylabel(unit, fontsize=FONT)
     axes.tick_params(labelsize=FONT)
-    axes.title.set_fontsize(FONT + 1)
-    axes.xaxis.label.set_fontsize(FONT)
-    axes.yaxis.label.set_fontsize(FONT)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.set_xlim(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5)
 
 
 def _kl_map(figure: Figure, axes: Axes, history: Any) -> None:
     """KL of each latent dimension (down, most used first) at each epoch (across)."""
-    kl = np.array([record["kl_per_dimension"] for record in history]).T  # (Z, epochs)
+    kl = np.array(
+        [record["kl_per_dimension"] for record in history]
+    ).T  # (epochs, Z) -> (Z, epochs)
     order = np.argsort(-kl[:, -1], kind="stable")
-    _style(axes, history)
     extent = (history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5, len(kl) - 0.5, -0.5)
     image = axes.imshow(
         kl[order], aspect="auto", extent=extent, cmap="magma_r", vmin=0, interpolation="nearest"
     )
-    if len(kl) <= 20:
-        axes.set_yticks(range(len(kl)), [f"z{j}" for j in order])
-    axes.tick_params(axis="y", labelsize=FONT - (2 if len(kl) > 10 else 0))
-    axes.set(title="KL of each latent dimension", xlabel="epoch")
+    _style(axes, history, "KL of each latent dimension")
+    axes.set_yticks(range(len(kl)), [f"z{j}" for j in order])
+    axes.tick_params(axis="y", labelsize=min(FONT, 90 / len(kl)), length=0)
+    if len(kl) > 25:
+        axes.set_yticks([])
     bar = figure.colorbar(image, ax=axes, pad=0.01)
     bar.set_label("nats", fontsize=FONT)
     bar.ax.tick_params(labelsize=FONT)
@@ -266,8 +284,75 @@ def _active(axes: Axes, history: Any) -> None:
     """How many latent dimensions are used."""
     from matplotlib.ticker import MaxNLocator
 
-    _plot(axes, history, "active_units", "", GREEN)
     size = len(history[-1]["kl_per_dimension"])
     axes.axhline(size, color=GREY, linewidth=0.8, linestyle=":")
-    axes.set(title=f"active units, of {size}", xlabel="epoch", ylim=(0, size * 1.08))
+    _plot(axes, history, "active_units", "", GREEN)
+    _style(axes, history, f"active units, of {size}")
+    axes.set_ylim(0, size * 1.08)
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+# --------------------------------------------------------------------------- pictures of a model
+def samples(model: VAE, path: str | Path, *, n: int = 64, seed: int = 0) -> None:
+    """Write a PNG of n rows decoded from z ~ N(0, I)."""
+    columns = min(16, math.ceil(math.sqrt(n)))
+    image_grid(as_seen(model, model.sample(n, seed)), path, columns=columns, limits=limits(model))
+
+
+def reconstruction(model: VAE, rows: np.ndarray, path: str | Path) -> None:
+    """Write a PNG of rows (N, ...) above what the model makes of them."""
+    reconstructions(as_seen(model, rows), as_seen(model, model.reconstruct(rows)), path)
+
+
+def interpolation(
+    model: VAE, ends: np.ndarray, path: str | Path, *, steps: int = 9, names: Sequence[str] = "ab"
+) -> None:
+    """Write a PNG of the ways through latent space from ends[0] to ends[1], between the two.
+
+    ends: (2, ...), two rows as fit takes them, called `names`.
+    """
+    a, b = as_seen(model, ends)
+    lines = []
+    for spherical in (False, True):
+        between = as_seen(model, model.interpolate(ends[0], ends[1], steps, spherical=spherical))
+        lines += [a, *between, b]
+    titles = [names[0], *(f"{t:.2g}" for t in np.linspace(0, 1, steps)), names[1]]
+    image_grid(
+        np.stack(lines), path, columns=steps + 2, row_labels=("linear", "spherical"),
+        column_labels=titles, limits=limits(model),
+    )  # fmt: skip
+
+
+def traversal(
+    model: VAE,
+    path: str | Path,
+    *,
+    kl: Sequence[float],
+    row: np.ndarray | None = None,
+    steps: int = 9,
+    top: int = 20,
+) -> None:
+    """Write a PNG of each latent dimension moved over quantiles of the prior.
+
+    kl: (Z,) nats, of each dimension; the `top` largest are shown, the largest first.
+    row: whose code the other dimensions stay at; the prior's mean by default.
+    """
+    order = np.argsort(-np.asarray(kl), kind="stable")[:top]
+    rows = model.traverse(row, steps)[order]  # (top, steps, ...)
+    shown = as_seen(model, rows.reshape(-1, *rows.shape[2:]))
+    image_grid(
+        shown, path, columns=steps, limits=limits(model),
+        row_labels=[f"z{j}  {kl[j]:.2f} nats" for j in order],
+        column_labels=[f"{100 * p:.3g}%" for p in np.linspace(0.025, 0.975, steps)],
+    )  # fmt: skip
+
+
+def as_seen(model: VAE, rows: np.ndarray) -> np.ndarray:
+    """Rows in the shape and scale in which the network sees them: images if it sees images."""
+    scale = model.scale_ if rows.dtype == np.uint8 else 1.0
+    return rows.reshape(len(rows), *model.data_shape_) / scale
+
+
+def limits(model: VAE) -> tuple[float, float] | None:
+    """The values that are black and white; None if they are not known beforehand."""
+    return None if model.likelihood == "gaussian" and model.scale_ == 1 else (0.0, 1.0)
