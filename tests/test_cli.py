@@ -414,7 +414,7 @@ def test_encode(run, here):
     vae, digits = tv.load(run / "model.safetensors"), load("digits")
     done("encode", run)
     done("encode", run, "digits", "--split", "train", "--out", "z.npy")
-    np.testing.assert_array_equal(np.load(run / "test-codes.npy"), vae.transform(digits.test))
+    np.testing.assert_array_equal(np.load(run / "all-codes.npy"), vae.transform(digits.whole()))
     np.testing.assert_array_equal(np.load("z.npy"), vae.transform(digits.train))
 
 

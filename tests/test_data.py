@@ -581,3 +581,22 @@ def test_imports_and_examples(module):
 def test_repr():
     x = np.zeros((2, 3))
     assert repr(Dataset("x", x, x[:1], x)) == "<Dataset x: 2 + 1 + 2 rows (3,) float64>"
+
+
+def test_whole_gives_the_order_of_the_source(tmp_path):
+    x = np.arange(60, dtype=np.float32).reshape(20, 3)
+    np.savez(tmp_path / "a.npz", x=x)
+    np.save(tmp_path / "a.npy", x)
+    for name in ("a.npz", "a.npy"):
+        np.testing.assert_array_equal(load(tmp_path / name).whole(), x)
+    digits = load("digits")
+    assert not np.array_equal(digits.train[0], digits.whole()[0])
+    assert len(digits.whole()) == 1797
+
+
+def test_a_bad_value_is_named_by_its_row_in_the_file(tmp_path):
+    x = np.zeros((20, 3), np.float32)
+    x[7, 2] = np.nan
+    np.savez(tmp_path / "a.npz", x=x)
+    with pytest.raises(ValueError, match=r"a\.npz has NaN at row 7, column 2"):
+        load(tmp_path / "a.npz")

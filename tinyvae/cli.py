@@ -101,7 +101,8 @@ PATHS = f"{KINDS}: idx (.gz too), .npy, .npz, folder of images."
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a model file.")]
 Source = Annotated[str | None, typer.Argument(metavar="DATA", **_help(PATHS))]
 OwnSource = Annotated[str | None, typer.Argument(metavar="DATA", **_help(KINDS, "the run's own"))]
-Split = Annotated[str, typer.Option(help=f"Which rows: {', '.join(SPLITS)}.", metavar="NAME")]
+_SPLITS = f"Which rows: {', '.join(SPLITS)}, or all in order."
+Split = Annotated[str, typer.Option(help=_SPLITS, metavar="NAME")]
 Seed = Annotated[int, typer.Option(help="Of all random numbers.", metavar="S", min=0)]
 Number = Annotated[int, typer.Option("--n", help="How many.", metavar="N", min=1)]
 Steps = Annotated[int, typer.Option(help="From end to end.", metavar="N", min=2)]
@@ -388,7 +389,7 @@ def encode(
     run: Run,
     source: OwnSource = None,
     path: Encoded = None,
-    split: Split = "test",
+    split: Split = "all",
     data_dir: DataDir = None,
     array: Array = None,
 ) -> None:

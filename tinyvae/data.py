@@ -71,6 +71,12 @@ class Dataset:
     validation_labels: np.ndarray | None = None
     test_labels: np.ndarray | None = None
     label_names: tuple[str, ...] | None = None
+    order: np.ndarray | None = None  # where the rows stood in the source, if they were permuted
+
+    def whole(self) -> np.ndarray:
+        """All rows, in the order of the source."""
+        rows = np.concatenate([self.train, self.validation, self.test])
+        return rows if self.order is None else rows[np.argsort(self.order)]
 
     def __repr__(self) -> str:
         rows = f"{len(self.train)} + {len(self.validation)} + {len(self.test)}"
@@ -129,16 +135,16 @@ def _digits(validation):
     # RandomState: NumPy promises that its stream never changes, so the split never does.
     order = np.random.RandomState(0).permutation(len(x))
     images = (x[order] / 16).astype(np.float32).reshape(-1, 8, 8, 1)  # (N, 64) -> (N, 8, 8, 1)
-    return _split("digits", images, 250, validation, labels[order])
+    return _split("digits", images, 250, validation, labels[order], order=order)
 
 
-def _split(name, x, held, validation, labels=None, label_names=None) -> Dataset:
+def _split(name, x, held, validation, labels=None, label_names=None, order=None) -> Dataset:
     """Contiguous ranges, views of x: train, `held` rows for validation, `held` for testing."""
     last = len(x) - held
     first = last - held if validation else last
     ranges = slice(first), slice(first, last), slice(last, None)
     parts: list[Any] = [None if a is None else a[i] for a in (x, labels) for i in ranges]
-    return Dataset(name, *[*parts, label_names])
+    return Dataset(name, *[*parts, label_names, order])
 
 
 def cache_folder(name: str) -> Path:
@@ -211,9 +217,12 @@ def _from_path(path: Path, array: str | None, seed: int, validation: bool) -> Da
         return Dataset(path.stem, x, held, test)
     if len(x) < 3:
         raise ValueError(f"{path}: a split needs at least 3 rows, got {len(x)}")
+    order = None
     if not isinstance(members.get(""), np.memmap):
-        x = x[np.random.default_rng(seed).permutation(len(x))]
-    return _split(path.stem or str(path), x, max(1, len(x) // 10), validation)
+        check_finite(x, str(path))  # now, while rows still have the numbers of the file
+        order = np.random.default_rng(seed).permutation(len(x))
+        x = x[order]
+    return _split(path.stem or str(path), x, max(1, len(x) // 10), validation, order=order)
 
 
 def as_rows(x: np.ndarray, name: str = "X") -> np.ndarray:

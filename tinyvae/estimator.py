@@ -137,6 +137,8 @@ class VAE(Parameters):
         if not learning_rate(0.0) > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate!r}")
         schedules.parse(self.kl_schedule)
+        likelihoods.resolve(self.likelihood, self.variance)
+        networks.check_names(self.architecture, self.activation)
 
     # ------------------------------------------------------------------------------------ fitting
     def fit(

@@ -19,6 +19,8 @@ from .data import check_range, first_bad
 from .ops import noise
 from .tensor import Tensor
 
+HINT = "scale the data to [0, 1], or use likelihood='gaussian'"
+
 
 @dataclass(frozen=True)
 class Bernoulli:
@@ -51,7 +53,7 @@ class Bernoulli:
 
     def check(self, x: np.ndarray, name: str = "X", scale: float = 1.0) -> None:
         """Raise ValueError unless all values of x / scale are 0 or 1."""
-        check_range(x, 0, scale, name, "scale the data to [0, 1]")
+        check_range(x, 0, scale, name, HINT)
         found = first_bad(x, lambda part: (part == 0) | (part == scale), name)
         if found is not None:
             raise ValueError(
@@ -73,7 +75,7 @@ class CrossEntropy(Bernoulli):
 
     def check(self, x: np.ndarray, name: str = "X", scale: float = 1.0) -> None:
         """Raise ValueError unless all values of x / scale are in [0, 1]."""
-        check_range(x, 0, scale, name, "scale the data to [0, 1]")
+        check_range(x, 0, scale, name, HINT)
 
 
 @dataclass(frozen=True)

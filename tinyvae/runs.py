@@ -346,8 +346,8 @@ def rows_for(
     progress: Callable[[int, int, str], None] | None = None,
 ) -> np.ndarray:
     """The rows of a data set, or of the run's own; ValueError if the model takes others."""
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+    if split not in (*SPLITS, "all"):
+        raise unknown("split", split, [*SPLITS, "all"])
     if opened.config and (source is None or absolute(source) == opened.config.source):
         config = opened.config
     elif source is None:
@@ -356,7 +356,8 @@ def rows_for(
         config = Config(source, {})
     config.data_dir = config.data_dir if data_dir is None else absolute(data_dir)
     config.array = array or config.array
-    rows, model = getattr(load_data(config, progress), split), opened.model
+    dataset, model = load_data(config, progress), opened.model
+    rows = dataset.whole() if split == "all" else getattr(dataset, split)
     if len(rows) == 0:
         raise ValueError(f"{config.source} has no {split} rows")
     if rows[0].size != model.n_features_in_:

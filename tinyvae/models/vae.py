@@ -154,14 +154,19 @@ def build(
 
     Raises ValueError for an unknown architecture or activation.
     """
+    check_names(architecture, activation)
     if isinstance(activation, str):
-        if activation not in ACTIVATIONS:
-            raise unknown("activation", activation, ACTIVATIONS)
         activation = ACTIVATIONS[activation]
     common = (shape, latent_dim, tuple(hidden), outputs, activation)
     options = {"rng": np.random.default_rng(seed), "dtype": dtype}
     if architecture == "mlp":
         return mlp(*common, **options)
-    if architecture == "conv":
-        return conv(*common, channels=tuple(channels), **options)
-    raise unknown("architecture", architecture, ARCHITECTURES)
+    return conv(*common, channels=tuple(channels), **options)
+
+
+def check_names(architecture: str, activation: str | Callable) -> None:
+    """Raise ValueError for an architecture or an activation that does not exist."""
+    if architecture not in ARCHITECTURES:
+        raise unknown("architecture", architecture, ARCHITECTURES)
+    if isinstance(activation, str) and activation not in ACTIVATIONS:
+        raise unknown("activation", activation, ACTIVATIONS)

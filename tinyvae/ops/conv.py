@@ -68,7 +68,12 @@ def conv2d_forward(
     """
     _check(x, weight, bias)
     R, S, C, O = weight.shape  # noqa: E741
-    options = {"kernel": (R, S), "stride": stride, "padding": padding, "dilation": dilation}
+    options: dict[str, Any] = {
+        "kernel": (R, S),
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+    }
     g = geometry(x.shape[1:], **options)
     matrix = weight.reshape(R * S * C, O)
     y = np.empty((len(x), g.P, g.Q, O), x.dtype)
