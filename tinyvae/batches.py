@@ -52,9 +52,11 @@ class Rows:
 
     def take(self, index: Any, *, stream: Stream, step: int = 0, offset: int = 0) -> np.ndarray:
         """The rows of an index, (B, *shape); dynamic bits come from (stream, step, offset)."""
+        if self.binarize == "static":
+            raise ValueError("static bits are drawn for all rows at once: use binarized_once()")
         x = np.asarray(self.array[index], self.dtype)
         if self.scale != 1.0:
-            x /= x.dtype.type(self.scale)
+            x = x / x.dtype.type(self.scale)
         if self.binarize == "dynamic":
             u = noise.uniform(
                 x.shape, seed=self.seed, stream=stream, step=step, offset=offset, dtype=self.dtype

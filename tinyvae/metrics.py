@@ -118,7 +118,7 @@ def log_likelihood_rows(
     """Importance-weighted estimate of log p(x) of every row, (N,) nats: a lower bound in the mean.
 
     log 1/K sum_k p(x | z_k) p(z_k) / q(z_k | x), z_k ~ q(z | x)       Burda et al. 2016, equation 8
-    It does not fall, in expectation, as K = `samples` grows; K = 1 is the ELBO.
+    It does not fall, in expectation, as K = `samples` grows; K = 1 is the ELBO, in expectation.
     """
     if samples < 1:
         raise ValueError(f"samples must be >= 1, got {samples}")

@@ -58,10 +58,20 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} defines no __call__")
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """Pairs of dotted name and parameter, in the order in which they were assigned."""
+        """Pairs of dotted name and parameter, in the order in which they were assigned.
+
+        A parameter that is used in two places comes once, under its first name.
+        """
+        seen: set[int] = set()
+        for name, tensor in self._all_parameters(prefix):
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield name, tensor
+
+    def _all_parameters(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
         for name, item in self._attributes():
             if isinstance(item, Module):
-                yield from item.named_parameters(f"{prefix}{name}.")
+                yield from item._all_parameters(f"{prefix}{name}.")
             elif isinstance(item, Tensor) and item.requires_grad:
                 yield prefix + name, item
 

@@ -32,6 +32,8 @@ class _Optimizer:
             raise ValueError("the optimizer got no parameters")
         if not learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+        if not weight_decay >= 0:
+            raise ValueError(f"weight_decay must be >= 0, got {weight_decay}")
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.steps = 0
         self.state = {slot: [np.zeros_like(t.data) for t in self.parameters] for slot in self.slots}

@@ -89,22 +89,31 @@ def parse(value: float | str | Schedule) -> Schedule:
     if callable(value):
         return value
     if isinstance(value, (int, float)):
-        return Constant(float(value))
+        return Constant(_finite(value, value))
     kind, *numbers = str(value).split(":")
     if kind not in KINDS:
         try:
-            return Constant(float(kind))
+            number = float(kind)
         except ValueError:
             raise unknown("schedule", kind, KINDS) from None
+        return Constant(_finite(number, value))
     try:
         schedule = KINDS[kind](*(float(number) for number in numbers))
     except (TypeError, ValueError):
         form = ":".join([kind, *(field.name for field in fields(KINDS[kind]))])
         raise ValueError(f"schedule {value!r} is not of the form {form}") from None
+    for number in astuple(schedule):
+        _finite(number, value)
     for name in ("epochs", "period", "fraction"):
         if getattr(schedule, name, 1.0) <= 0:
             raise ValueError(f"schedule {value!r}: {name} must be positive")
     return schedule
+
+
+def _finite(number: float, schedule: object) -> float:
+    if not math.isfinite(number):
+        raise ValueError(f"schedule {schedule!r}: its numbers must be finite")
+    return float(number)
 
 
 def spell(schedule: float | str | Schedule) -> str | float:

@@ -98,7 +98,7 @@ class Tensor:
 
     data: the NumPy array.  requires_grad: whether `backward` shall fill `grad`.
     grad: None or an array of data's shape and dtype, on leaves only.
-    saved: what the forward pass of the op that made this tensor kept, e.g. the terms of an ELBO.
+    saved: named terms that the op which made this tensor kept, if any: `elbo.saved.nll`.
     Raises TypeError if a gradient is wanted for anything but float32 or float64.
     """
 
@@ -123,6 +123,9 @@ class Tensor:
     def numpy(self) -> np.ndarray:
         """The array itself, without the graph."""
         return self.data
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.data, dtype) if copy else np.asarray(self.data, dtype)
 
     def item(self) -> float:
         """The value of a tensor of one element, as a Python number."""
@@ -232,8 +235,10 @@ def _backward(out: Tensor, dout: np.ndarray, retain_graph: bool) -> None:
                 if not need or gradient is None:
                     continue
                 if tensor.node is None:
-                    # an op may hand on dout itself, or a view of it: a leaf gets its own array
+                    # an op may hand on dout itself, a view of it, or one array for two inputs:
+                    # a leaf gets its own
                     shared = gradient is incoming or gradient.base is not None
+                    shared = shared or sum(g is gradient for g in gradients) > 1
                     _accumulate(tensor, gradient.copy() if shared else gradient)
                 elif tensor.node in pending:  # used twice: the gradients add up
                     pending[tensor.node] = pending[tensor.node] + gradient
@@ -246,7 +251,8 @@ def _backward(out: Tensor, dout: np.ndarray, retain_graph: bool) -> None:
 def _accumulate(leaf: Tensor, gradient: np.ndarray) -> None:
     if gradient.shape != leaf.shape:
         raise RuntimeError(f"a gradient of shape {gradient.shape} for a tensor of {leaf.shape}")
-    leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+    total = gradient if leaf.grad is None else leaf.grad + gradient
+    leaf.grad = np.asarray(total, leaf.dtype)
 
 
 # -------------------------------------------------------------------------------- differentiable
@@ -263,11 +269,14 @@ def differentiable(forward: Callable, backward: Callable) -> Callable[..., Tenso
     @functools.wraps(forward)
     def op(*inputs: Any, **options: Any) -> Tensor:
         arrays = [a.data if isinstance(a, Tensor) else a for a in inputs]
+        for option, value in options.items():
+            if isinstance(value, Tensor):
+                raise TypeError(f"{name}() takes tensors by position, got {option}=Tensor")
         array, saved = forward(*arrays, **options)
         if _mode.check:
             _check_finite(name, array, arrays)
         out = Tensor(array)
-        out.saved = saved
+        out.saved = saved if hasattr(saved, "_fields") else None
         if _mode.record and any(isinstance(a, Tensor) and a.requires_grad for a in inputs):
             out.requires_grad = True
             out.node = _Node(name, inputs, backward, saved, wants)

@@ -138,7 +138,8 @@ def check_dout(dout: np.ndarray, shape: tuple[int, ...], dtype: Any) -> np.ndarr
     """The incoming gradient, contiguous, of the output's dtype; ValueError if its shape differs."""
     if dout.shape != shape:
         raise ValueError(f"dout has shape {dout.shape}, the output has {shape}")
-    return np.ascontiguousarray(dout, dtype)
+    # writeable, too: Numba compiles a kernel once more for read-only arrays
+    return np.require(dout, dtype, ["C", "W"])
 
 
 def rows(array: np.ndarray) -> np.ndarray:

@@ -220,6 +220,7 @@ def gaussian_fixed_elbo_forward(
     Returns elbo (B,), saved (with saved.nll and saved.kl, (B,)).
     Raises ValueError for differing shapes or an option out of range; TypeError for dtypes.
     """
+    check_floats(x_mu=x_mu)
     check_variance(variance)
     bodies = (_gaussian_fixed_elbo_numpy, _gaussian_fixed_elbo_numba)
     constants = fixed_constants(variance, x_mu.dtype)

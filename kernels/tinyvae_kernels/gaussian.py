@@ -29,7 +29,7 @@ def reparameterize_forward(mu: np.ndarray, logvar: np.ndarray, eps: np.ndarray) 
     select(mu, _reparameterize_forward_numpy, _reparameterize_forward_numba)(
         mu2, logvar2, eps2, rows(z)
     )
-    return z, (logvar2, eps2)
+    return z, (logvar2, eps2, mu.shape)
 
 
 def reparameterize_backward(dout: np.ndarray, saved: tuple) -> tuple:
@@ -37,13 +37,13 @@ def reparameterize_backward(dout: np.ndarray, saved: tuple) -> tuple:
 
     dout: dz (B, Z).  Returns dmu, dlogvar (B, Z), None.
     """
-    logvar, eps = saved
-    dz = rows(check_dout(dout, dout.shape, logvar.dtype))
-    dlogvar = empty(dout.shape, logvar)
+    logvar, eps, shape = saved
+    dz = check_dout(dout, shape, logvar.dtype)
+    dlogvar = empty(shape, logvar)
     select(logvar, _reparameterize_backward_numpy, _reparameterize_backward_numba)(
-        dz, logvar, eps, rows(dlogvar)
+        rows(dz), logvar, eps, rows(dlogvar)
     )
-    return dout, dlogvar, None
+    return dz, dlogvar, None
 
 
 def _reparameterize_forward_numpy(mu, logvar, eps, z):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._dispatch import check_floats, empty, jit, select
+from ._dispatch import check_dout, check_floats, empty, jit, select
 
 
 class Geometry(NamedTuple):
@@ -92,8 +92,9 @@ def im2col_backward(dout: np.ndarray, saved: tuple) -> tuple:
     dout: dpatches (B*P*Q, R*S*C).  Returns dx (B, H, W, C), as a tuple of one.
     """
     g, shape = saved
+    dpatches = check_dout(dout, (shape[0] * g.P * g.Q, g.R * g.S * g.C), dout.dtype)
     dx = empty(shape, dout)
-    select(dout, _col2im_numpy, _col2im_numba)(np.ascontiguousarray(dout), dx, g)
+    select(dout, _col2im_numpy, _col2im_numba)(dpatches, dx, g)
     return (dx,)
 
 
@@ -111,7 +112,7 @@ def col2im_forward(patches: np.ndarray, *, batch: int, geometry: Geometry) -> An
     if patches.shape != expected:
         raise ValueError(f"patches have shape {patches.shape}, expected {expected}")
     (x,) = im2col_backward(patches, (g, (batch, g.H, g.W, g.C)))
-    return x, (g,)
+    return x, (g, batch)
 
 
 def col2im_backward(dout: np.ndarray, saved: tuple) -> tuple:
@@ -119,9 +120,10 @@ def col2im_backward(dout: np.ndarray, saved: tuple) -> tuple:
 
     dout: dx (B, H, W, C).  Returns dpatches (B*P*Q, R*S*C), as a tuple of one.
     """
-    (g,) = saved
-    dpatches = empty((len(dout) * g.P * g.Q, g.R * g.S * g.C), dout)
-    select(dout, _im2col_numpy, _im2col_numba)(np.ascontiguousarray(dout), dpatches, g)
+    g, batch = saved
+    dx = check_dout(dout, (batch, g.H, g.W, g.C), dout.dtype)
+    dpatches = empty((batch * g.P * g.Q, g.R * g.S * g.C), dout)
+    select(dout, _im2col_numpy, _im2col_numba)(dx, dpatches, g)
     return (dpatches,)
 
 

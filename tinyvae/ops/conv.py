@@ -94,7 +94,7 @@ def conv2d_backward(dout: np.ndarray, saved: tuple, *, needs: tuple = (True, Tru
     x, weight, g, options, has_bias = saved
     matrix = weight.reshape(-1, weight.shape[3])  # (R, S, C, O) -> (R*S*C, O)
     dmatrix = np.zeros_like(matrix)
-    dx = np.empty_like(x) if needs[0] else None
+    dx = np.empty(x.shape, x.dtype) if needs[0] else None
     for part in _parts(len(x), g):
         patches, shapes = im2col_forward(x[part], **options)
         dy = dout[part].reshape(-1, weight.shape[3])  # (b, P, Q, O) -> (b*P*Q, O)
@@ -159,10 +159,11 @@ def conv_transpose2d_backward(
     """
     x, matrix, (R, S, C, O), g, has_bias = saved  # noqa: E741
     dmatrix = np.zeros_like(matrix)
-    dx = np.empty_like(x) if needs[0] else None
+    dx = np.empty(x.shape, x.dtype) if needs[0] else None
     for part in _parts(len(x), g):
-        (dpatches,) = col2im_backward(dout[part], (g,))  # (b*H*W, R*S*O)
-        dmatrix += x[part].reshape(-1, C).T @ dpatches
+        rows = x[part].reshape(-1, C)  # (b, H, W, C) -> (b*H*W, C)
+        (dpatches,) = col2im_backward(dout[part], (g, len(x[part])))  # (b*H*W, R*S*O)
+        dmatrix += rows.T @ dpatches
         if dx is not None:
             np.matmul(dpatches, matrix.T, out=dx[part].reshape(-1, C))
     dweight = dmatrix.reshape(C, R, S, O).transpose(1, 2, 0, 3)  # (C, R, S, O) -> (R, S, C, O)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def linear_backward(dout: np.ndarray, saved: tuple, *, needs: tuple = (True, Tru
     dout: dy (..., O).  Returns dx (..., I), dweight (I, O), dbias (O,) or None.
     """
     x, weight, has_bias = saved
-    rows = dout.reshape(-1, weight.shape[1])  # (..., O) -> (B, O)
+    rows = dout.reshape(math.prod(dout.shape[:-1]), weight.shape[1])  # (..., O) -> (B, O)
     dx = dout @ weight.T if needs[0] else None
     dweight = x.reshape(len(rows), weight.shape[0]).T @ rows
     dbias = rows.sum(axis=0) if has_bias else None

@@ -87,8 +87,9 @@ def gelu_forward(x: np.ndarray) -> Any:
 
     The tanh form (PyTorch: approximate="tanh"), within 5e-4 of x Phi(x).
     """
-    t = np.tanh(GELU * (x + 0.044715 * (x * x * x)))
-    return 0.5 * x * (1 + t), (x, t)
+    near = np.clip(x, -10, 10)  # beyond, tanh is 1 and x^3 might overflow
+    t = np.tanh(GELU * (near + 0.044715 * (near * near * near)))
+    return 0.5 * x * (1 + t), (near, t)
 
 
 def gelu_backward(dout: np.ndarray, saved: tuple) -> tuple:

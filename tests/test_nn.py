@@ -1,0 +1,205 @@
+"""nn.py: modules, their parameters, and the layers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tinyvae import Tensor, nn, ops
+
+
+class Block(nn.Module):
+    """Parameters in all the places where they are looked for."""
+
+    def __init__(self, rng):
+        self.first = nn.Linear(2, 3, rng=rng)
+        self.scale = Tensor(np.ones(3, np.float32), requires_grad=True)
+        self.parts = [nn.Linear(3, 3, bias=False, rng=rng), ops.relu, nn.Linear(3, 1, rng=rng)]
+        self.pair = (Tensor(np.ones(1, np.float32), True), Tensor(np.ones(1, np.float32)))
+        self.constant = Tensor(np.ones(3, np.float32))
+        self.number = 7
+
+
+NAMES = ["first.weight", "first.bias", "scale", "parts.0.weight", "parts.2.weight", "parts.2.bias",
+         "pair.0"]  # fmt: skip
+
+
+def test_parameters_have_dotted_names_in_order(rng):
+    block = Block(rng)
+    assert [name for name, _ in block.named_parameters()] == NAMES
+    assert block.parameters() == [tensor for _, tensor in block.named_parameters()]
+    assert block.parameters()[2] is block.scale
+    assert list(block.state_dict()) == NAMES
+
+
+def test_a_layer_used_twice_is_listed_once(rng):
+    """Else an optimizer would make two steps on it in one."""
+    layer = nn.Linear(3, 3, rng=rng)
+    model = nn.Sequential(layer, ops.relu, layer)
+    assert len(model.parameters()) == 2
+    assert list(model.state_dict()) == ["layers.0.weight", "layers.0.bias"]
+
+
+def test_zero_grad_forgets_all(rng):
+    block = Block(rng)
+    for tensor in block.parameters():
+        tensor.grad = np.ones_like(tensor.data)
+    block.zero_grad()
+    assert all(tensor.grad is None for tensor in block.parameters())
+
+
+def test_astype_converts_all(rng):
+    block = Block(rng)
+    weight = block.first.weight.data
+    assert block.astype(np.float64) is block
+    assert {tensor.dtype for tensor in block.parameters()} == {np.dtype(np.float64)}
+    np.testing.assert_array_equal(block.first.weight.data, weight)
+
+
+def test_state_goes_from_one_network_to_another(rng):
+    one, other = Block(rng), Block(rng)
+    assert not np.array_equal(one.first.weight.data, other.first.weight.data)
+    state = one.state_dict()
+    other.load_state_dict(state)
+    for name, array in other.state_dict().items():
+        np.testing.assert_array_equal(array, state[name])
+        assert not np.shares_memory(array, state[name])
+
+
+def test_state_is_converted_to_the_networks_dtype(rng):
+    one, other = nn.Linear(2, 3, rng=rng, dtype=np.float64), nn.Linear(2, 3, rng=rng)
+    other.load_state_dict(one.state_dict())
+    assert other.weight.dtype == np.float32
+    np.testing.assert_allclose(other.weight.data, one.weight.data, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("scale"), "the state lacks scale"),
+        (lambda state: state.update(extra=np.ones(1)), "the network has no extra"),
+        (lambda state: state.update(scale=np.ones(4)), r"scale has shape \(4,\), expected \(3,\)"),
+    ],
+)
+def test_a_state_that_does_not_fit_changes_nothing(change, message, rng):
+    block = Block(rng)
+    state = {name: array + 1 for name, array in block.state_dict().items()}
+    before = {name: array.copy() for name, array in block.state_dict().items()}
+    change(state)
+    with pytest.raises(ValueError, match=message):
+        block.load_state_dict(state)
+    for name, array in block.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_module_without_a_call_says_so():
+    with pytest.raises(NotImplementedError, match="Module defines no __call__"):
+        nn.Module()(1)
+
+
+# ------------------------------------------------------------------------------------------ layers
+def test_linear(rng):
+    layer, x = nn.Linear(3, 2, rng=rng), rng.normal(size=(5, 3)).astype(np.float32)
+    assert (layer.weight.shape, layer.bias.shape) == ((3, 2), (2,))
+    np.testing.assert_allclose(
+        layer(x).data, x @ layer.weight.data + layer.bias.data, rtol=1e-5, atol=1e-6
+    )
+    plain = nn.Linear(3, 2, bias=False, rng=rng)
+    assert [name for name, _ in plain.named_parameters()] == ["weight"]
+    np.testing.assert_allclose(plain(x).data, x @ plain.weight.data, rtol=1e-5, atol=1e-6)
+
+
+def test_convolutions_pass_on_their_options(rng):
+    options = {"stride": 2, "padding": 1, "dilation": 2}
+    layer = nn.Conv2d(3, 5, (3, 2), **options, rng=rng)
+    assert (layer.weight.shape, layer.bias.shape) == ((3, 2, 3, 5), (5,))
+    x = rng.normal(size=(2, 9, 8, 3)).astype(np.float32)
+    expected = ops.conv2d(x, layer.weight, layer.bias, **options)
+    np.testing.assert_array_equal(layer(x).data, expected.data)
+    up = nn.ConvTranspose2d(5, 3, (3, 2), **options, output_size=(9, 8), rng=rng)
+    assert up.weight.shape == (3, 2, 5, 3)
+    assert up(layer(x)).shape == x.shape
+    assert nn.ConvTranspose2d(5, 3, 4, stride=2, padding=1)(np.ones((1, 3, 4, 5))).shape[1:3] == (
+        6,
+        8,
+    )
+
+
+def test_sequential_applies_layers_and_functions_in_order(rng):
+    layer = nn.Linear(2, 3, rng=rng)
+    model = nn.Sequential(layer, ops.relu, lambda x: x * 2.0, nn.Reshape(3, 1))
+    x = rng.normal(size=(4, 2)).astype(np.float32)
+    expected = 2 * np.maximum(layer(x).data, 0)
+    np.testing.assert_array_equal(model(x).data, expected.reshape(4, 3, 1))
+
+
+def test_reshape_keeps_the_batch_axis():
+    x = np.arange(24.0).reshape(2, 3, 4)
+    assert nn.Reshape(-1)(x).shape == (2, 12)
+    assert nn.Reshape(4, 3)(Tensor(x)).shape == (2, 4, 3)
+
+
+def test_an_empty_batch_passes_through_every_layer(rng):
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3, rng=rng), ops.relu, nn.ConvTranspose2d(2, 1, 3, rng=rng),
+        nn.Reshape(25), nn.Linear(25, 4, rng=rng),
+    )  # fmt: skip
+    out = model(np.ones((0, 5, 5, 1), np.float32))
+    out.backward(np.ones((0, 4)))
+    assert out.shape == (0, 4)
+    assert all((tensor.grad == 0).all() for tensor in model.parameters())
+
+
+@pytest.mark.parametrize("make", [nn.Linear, lambda i, o: nn.Conv2d(i, o, 3)])
+@pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (-1, 1), (1, 2.5)])
+def test_sizes_must_be_whole_and_positive(make, sizes):
+    with pytest.raises(ValueError, match=r"must be a whole number >= 1, got"):
+        make(*sizes)
+
+
+def test_kernel_and_stride_must_be_positive():
+    with pytest.raises(ValueError, match="kernel must be a whole number >= 1, got 0"):
+        nn.Conv2d(1, 1, (3, 0))
+    with pytest.raises(ValueError, match="stride must be a whole number >= 1, got 0"):
+        nn.ConvTranspose2d(1, 1, 3, stride=0)
+
+
+# ------------------------------------------------------------------------------------ initialisers
+def test_initialisers_have_the_variance_of_their_paper(rng):
+    shape, fan_in, fan_out = (400, 300), 400, 300
+    expected = {
+        nn.fan_in_uniform: 1 / (3 * fan_in),
+        nn.glorot_uniform: 2 / (fan_in + fan_out),
+        nn.he_normal: 2 / fan_in,
+        nn.zeros: 0.0,
+    }
+    for initialiser, variance in expected.items():
+        values = initialiser(rng, shape, fan_in, fan_out)
+        assert values.shape == shape
+        assert abs(values.mean()) < 0.001
+        np.testing.assert_allclose(values.var(), variance, rtol=0.02)
+
+
+def test_the_generator_decides_the_first_weights():
+    make = [lambda rng: nn.Linear(3, 4, rng=rng), lambda rng: nn.Conv2d(3, 4, 2, rng=rng)]
+    for layer in make:
+        one, same, other = (layer(np.random.default_rng(seed)) for seed in (1, 1, 2))
+        np.testing.assert_array_equal(one.weight.data, same.weight.data)
+        np.testing.assert_array_equal(one.bias.data, same.bias.data)
+        assert not np.array_equal(one.weight.data, other.weight.data)
+
+
+def test_default_weights_are_within_one_over_root_fan_in(rng):
+    bounds = {
+        nn.Linear(100, 7, rng=rng): 1 / 10,
+        nn.Conv2d(4, 7, 5, rng=rng): 1 / 10,
+        nn.ConvTranspose2d(7, 4, 5, rng=rng): 1 / 10,  # counted over its output channels
+    }
+    for layer, bound in bounds.items():
+        for tensor in (layer.weight, layer.bias):
+            assert tensor.dtype == np.float32
+            assert np.abs(tensor.data).max() <= bound
+        assert np.abs(layer.weight.data).max() > 0.95 * bound
+    custom = nn.Linear(3, 4, initialiser=nn.zeros, rng=rng, dtype=np.float64)
+    assert custom.weight.dtype == np.float64
+    assert (custom.weight.data == 0).all()
