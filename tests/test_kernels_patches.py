@@ -10,33 +10,10 @@ from hypothesis import strategies as st
 import backends
 import strategies
 import tinyvae_kernels as kernels
-from gradcheck import check_pair
 from tinyvae_kernels import geometry
 
 NAMES = ["im2col", "col2im"]
 ON = ["numpy", "numba"]
-
-
-@pytest.mark.parametrize("on", ["numpy", "auto"])
-@pytest.mark.parametrize("name", NAMES)
-@given(data=st.data())
-def test_backward_agrees_with_finite_differences(name, on, data):
-    with kernels.backend(on):
-        check_pair(kernels.PAIRS[name], data.draw(strategies.CASES[name]))
-
-
-@pytest.mark.parametrize("on", ON)
-@pytest.mark.parametrize("dtype", backends.DTYPES)
-@pytest.mark.parametrize("name", NAMES)
-def test_agrees_with_the_float64_reference(name, dtype, on):
-    backends.check_agreement(name, dtype, on)
-
-
-@pytest.mark.parametrize("on", ON)
-@pytest.mark.parametrize("dtype", backends.DTYPES)
-@pytest.mark.parametrize("name", NAMES)
-def test_layout_makes_no_difference(name, dtype, on):
-    backends.check_layouts(name, dtype, on)
 
 
 def im2col_by_the_formula(x, kernel, stride, padding, dilation):

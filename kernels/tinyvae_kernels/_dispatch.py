@@ -15,6 +15,7 @@ import contextlib
 import contextvars
 import functools
 import importlib.util
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -80,11 +81,6 @@ def empty(shape: tuple[int, ...], like: np.ndarray) -> np.ndarray:
     return np.empty(shape, like.dtype)
 
 
-# fastmath without "nnan" and "ninf": sums may be reordered and vectorized, but a NaN in the data
-# stays visible in the loss instead of being optimised away.
-FASTMATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
-
-
 class jit:
     """Decorator: compile with Numba at the first call, and cache the machine code on disk.
 
@@ -93,17 +89,20 @@ class jit:
     nogil lets several threads run their shards at once.
     """
 
+    _lock = threading.RLock()  # shared by all kernels: one may call another
+
     def __init__(self, function: Callable):
         self.function = function
         self.compiled: Callable | None = None
         functools.update_wrapper(self, function)
 
     def dispatcher(self) -> Callable:
-        """Numba's compiled function."""
-        if self.compiled is None:
-            from . import _numba
+        """Numba's compiled function: one, also if two threads ask for it at once."""
+        with self._lock:
+            if self.compiled is None:
+                from . import _numba
 
-            self.compiled = _numba.compiled(self.function)
+                self.compiled = _numba.compiled(self.function, jit)
         return self.compiled
 
     def __call__(self, *args: Any) -> Any:

@@ -11,6 +11,10 @@ from typing import Any
 
 import numpy as np
 
+# fastmath without "nnan" and "ninf": sums may be reordered and vectorized, but a NaN in the data
+# stays visible in the loss instead of being optimised away.
+FASTMATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
+
 
 def exp(x: Any) -> Any:
     """e^x. In float32: to 1e-7, and 0 below -87."""

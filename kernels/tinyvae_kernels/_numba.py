@@ -8,6 +8,7 @@ checks, not speed. Coefficients of exp: Cephes expf (Moshier 1989); logarithms: 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,20 +18,24 @@ from numba import njit, types
 from numba.extending import intrinsic, overload, typeof_impl
 
 from . import _math
-from ._dispatch import FASTMATH, jit
 
 f32 = np.float32
+FASTMATH = _math.FASTMATH
 
 
-def compiled(function: Callable) -> Callable:
-    """`function` compiled for whatever argument types it is called with."""
+def compiled(function: Callable, lazy: type) -> Callable:
+    """`function` compiled for whatever argument types it is called with.
+
+    lazy: the class of kernels that are not compiled yet, which `function` may call.
+    """
+    _register(lazy)
     return njit(function, fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
 
 
-@typeof_impl.register(jit)
-def _type_of_jit(value: jit, context: Any) -> types.Type:
-    """A kernel may call another one that is not compiled yet."""
-    return typeof_impl(value.dispatcher(), context)
+@functools.cache
+def _register(lazy: type) -> None:
+    """To Numba, a lazy kernel is its dispatcher."""
+    typeof_impl.register(lazy)(lambda value, context: typeof_impl(value.dispatcher(), context))
 
 
 def _bits(result: types.Type, argument: types.Type) -> Callable:

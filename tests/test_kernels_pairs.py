@@ -1,0 +1,47 @@
+"""What holds for every pair: its gradient, its backends, its memory layouts."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import backends
+import strategies
+import tinyvae_kernels as kernels
+from gradcheck import check_pair
+
+every_pair = pytest.mark.parametrize("name", kernels.PAIRS)
+every_dtype = pytest.mark.parametrize("dtype", backends.DTYPES)
+every_backend = pytest.mark.parametrize("on", ["numpy", "numba"])
+
+
+@pytest.mark.parametrize("on", ["numpy", "auto"])
+@every_pair
+@given(data=st.data())
+def test_backward_agrees_with_finite_differences(name, on, data):
+    with kernels.backend(on):
+        check_pair(kernels.PAIRS[name], data.draw(strategies.CASES[name]))
+
+
+@every_backend
+@every_dtype
+@every_pair
+def test_agrees_with_the_float64_reference(name, dtype, on):
+    backends.check_agreement(name, dtype, on)
+
+
+@every_backend
+@every_dtype
+@every_pair
+def test_layout_makes_no_difference(name, dtype, on):
+    backends.check_layouts(name, dtype, on)
+
+
+@every_backend
+@every_dtype
+@pytest.mark.parametrize(
+    "name", sorted(kernels.PAIRS.keys() - {"col2im"})
+)  # it drops what is outside
+def test_nan_is_not_swallowed(name, dtype, on):
+    backends.check_nan_shows(name, dtype, on)
