@@ -40,8 +40,7 @@ def test_layout_makes_no_difference(name, dtype, on):
 
 @every_backend
 @every_dtype
-@pytest.mark.parametrize(
-    "name", sorted(kernels.PAIRS.keys() - {"col2im"})
-)  # it drops what is outside
+@pytest.mark.parametrize("name", sorted(kernels.PAIRS.keys() - {"col2im"}))
 def test_nan_is_not_swallowed(name, dtype, on):
+    """But col2im drops what lies outside the image, NaN or not."""
     backends.check_nan_shows(name, dtype, on)
