@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from tinyvae import Tensor, gradcheck, ops
+from tinyvae import Tensor, gradcheck, nn, ops
 from tinyvae.models import vae
 
 COMMON = {"hidden": (7,), "channels": (3, 4), "outputs": 1, "activation": "relu", "seed": 0}
@@ -102,7 +102,7 @@ def test_training_starts_near_zero(architecture, rng):
     assert np.abs(net.decode(mu).data).max() < 3
 
 
-@pytest.mark.parametrize("name", vae.ACTIVATIONS)
+@pytest.mark.parametrize("name", nn.ACTIVATIONS)
 def test_every_activation(name, rng):
     net = build("mlp", (4,), activation=name, dtype=np.float64)
     x = rng.normal(size=(3, 4))

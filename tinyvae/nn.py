@@ -18,6 +18,16 @@ from .tensor import Tensor
 
 M = TypeVar("M", bound="Module")
 Initialiser = Callable[[np.random.Generator, tuple[int, ...], int, int], np.ndarray]
+# The activations by name; in a Sequential they stand as functions.
+ACTIVATIONS: dict[str, Callable] = {
+    "relu": ops.relu,
+    "leaky_relu": ops.leaky_relu,
+    "elu": ops.elu,
+    "gelu": ops.gelu,
+    "silu": ops.silu,
+    "tanh": ops.tanh,
+    "softplus": ops.softplus,
+}
 
 
 # -------------------------------------------------------------------------------- initialisers

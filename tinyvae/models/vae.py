@@ -12,20 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import ops
 from .._text import unknown
-from ..nn import Conv2d, ConvTranspose2d, Linear, Module, Reshape, Sequential
+from ..nn import ACTIVATIONS, Conv2d, ConvTranspose2d, Linear, Module, Reshape, Sequential
 from ..tensor import Tensor
 
-ACTIVATIONS: dict[str, Callable] = {
-    "relu": ops.relu,
-    "leaky_relu": ops.leaky_relu,
-    "elu": ops.elu,
-    "gelu": ops.gelu,
-    "silu": ops.silu,
-    "tanh": ops.tanh,
-    "softplus": ops.softplus,
-}
 ARCHITECTURES = ("mlp", "conv")
 
 
