@@ -67,7 +67,8 @@ def _text(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.3g}" if value < 0.01 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+        size = abs(value)
+        return f"{value:.3g}" if size < 0.01 else f"{value:.2f}" if size < 1000 else f"{value:.0f}"
     return str(value)
 
 
