@@ -6,7 +6,7 @@ A learning rate belongs to a step, not to the optimizer's state: set `learning_r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -43,12 +43,23 @@ class _Optimizer:
         for tensor in self.parameters:
             tensor.grad = None
 
-    def step(self, *, scale: float = 1.0) -> None:
-        """Update every parameter that has a gradient; `scale` multiplies the gradients."""
+    def step(self, *, scale: float = 1.0, each: Callable | None = None) -> None:
+        """Update every parameter that has a gradient; `scale` multiplies the gradients.
+
+        each: how to call a function with the number of every parameter; Shards.each does it on
+        all threads.
+        """
         self.steps += 1
-        for i, tensor in enumerate(self.parameters):
-            if tensor.grad is not None:
-                self._update(tensor, i, scale)
+
+        def update(i: int) -> None:
+            if self.parameters[i].grad is not None:
+                self._update(self.parameters[i], i, scale)
+
+        if each is None:
+            for i in range(len(self.parameters)):
+                update(i)
+        else:
+            each(update)
 
     def _update(self, tensor: Tensor, i: int, scale: float) -> None:
         raise NotImplementedError

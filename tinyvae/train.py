@@ -26,7 +26,7 @@ from .models.vae import VAENetwork
 from .ops import noise
 from .ops.noise import Stream
 from .optim import Adam, gradient_norm
-from .parallel import Shards, serial_blas, shard_count
+from .parallel import Shards, keep_freed_memory, serial_blas, shard_count
 from .schedules import Schedule
 from .tensor import NonFiniteError, Tensor, detect_nonfinite
 
@@ -110,6 +110,7 @@ class Step:
     def __enter__(self) -> Step:
         self._shards = Shards(self.network, shard_count(self.network, self.settings.batch_size))
         self._stack.callback(self._shards.close)
+        keep_freed_memory()
         # NumPy's warnings are off: the loss itself is checked at every step, and told better
         self._stack.enter_context(np.errstate(all="ignore"))
         if not self.network.couples():
@@ -150,7 +151,7 @@ class Step:
         if settings.clip_norm is not None and norm > settings.clip_norm:
             scale = settings.clip_norm / norm
         optimizer.learning_rate = settings.learning_rate(epoch)
-        optimizer.step(scale=scale)
+        optimizer.step(scale=scale, each=self._shards.each)
         optimizer.zero_grad()
         nll, kl = (np.concatenate([elbo[i] for elbo in shards]) for i in (1, 2))
         return nll, kl, norm

@@ -158,78 +158,62 @@ def _col2im_numpy(patches, x, g):
     x[:] = padded[:, p : p + g.H, p : p + g.W]
 
 
-@jit
-def _copy(source, start, target, at, length):
-    """target[at + k] = source[start + k].
-
-    Unsigned indices cannot be negative, so Numba leaves out its wrap-around test and the loop
-    becomes wide copies (EPYC: im2col of 128 x 14 x 14 x 32, 4x4/2, 5.0 -> 2.3 ms).
-    """
-    start, at = np.uintp(start), np.uintp(at)
-    for k in range(np.uintp(length)):
-        target[at + k] = source[start + k]
-
-
-@jit
-def _add(source, start, target, at, length):
-    """target[at + k] += source[start + k]."""
-    start, at = np.uintp(start), np.uintp(at)
-    for k in range(np.uintp(length)):
-        target[at + k] += source[start + k]
-
-
-@jit
-def _zero(target, at, length):
-    """target[at + k] = 0."""
-    at = np.uintp(at)
-    for k in range(np.uintp(length)):
-        target[at + k] = target.dtype.type(0)
-
-
+# The indices of the inner loops are unsigned: they cannot be negative, so Numba leaves out its
+# wrap-around test, and LLVM makes wide copies of the loops (EPYC, im2col of 128 x 14 x 14 x 32 into
+# new memory, 4x4/2: 5.0 ms with signed ones, 2.3 with these).
 @jit
 def _im2col_numba(x, patches, g):
-    source, target = x.reshape(x.size), patches.reshape(patches.size)
+    source, target, zero = x.reshape(x.size), patches.reshape(patches.size), x.dtype.type(0)
+    length, channels = np.uintp(g.S * g.C), np.uintp(g.C)
     for b in range(x.shape[0]):
         for p in range(g.P):
-            for q in range(g.Q):
-                left = q * g.stride - g.padding
-                inside = g.dilation == 1 and left >= 0 and left + g.S <= g.W
-                for r in range(g.R):
-                    h = p * g.stride + r * g.dilation - g.padding
-                    at = (((b * g.P + p) * g.Q + q) * g.R + r) * g.S * g.C
-                    row = (b * g.H + h) * g.W
+            for r in range(g.R):
+                h = p * g.stride + r * g.dilation - g.padding
+                for q in range(g.Q):
+                    left = q * g.stride - g.padding
+                    at = np.uintp((((b * g.P + p) * g.Q + q) * g.R + r) * g.S * g.C)
                     if h < 0 or h >= g.H:
-                        _zero(target, at, g.S * g.C)
-                    elif inside:  # a row of the patch is one contiguous piece of the image
-                        _copy(source, (row + left) * g.C, target, at, g.S * g.C)
+                        for k in range(length):
+                            target[at + k] = zero
+                    elif g.dilation == 1 and left >= 0 and left + g.S <= g.W:
+                        # a row of the patch is one contiguous piece of the image
+                        start = np.uintp(((b * g.H + h) * g.W + left) * g.C)
+                        for k in range(length):
+                            target[at + k] = source[start + k]
                     else:
                         for s in range(g.S):
-                            w = left + s * g.dilation
+                            w, pixel = left + s * g.dilation, at + np.uintp(s * g.C)
                             if 0 <= w < g.W:
-                                _copy(source, (row + w) * g.C, target, at + s * g.C, g.C)
+                                start = np.uintp(((b * g.H + h) * g.W + w) * g.C)
+                                for c in range(channels):
+                                    target[pixel + c] = source[start + c]
                             else:
-                                _zero(target, at + s * g.C, g.C)
+                                for c in range(channels):
+                                    target[pixel + c] = zero
 
 
 @jit
 def _col2im_numba(patches, x, g):
     source, target = patches.reshape(patches.size), x.reshape(x.size)
-    _zero(target, 0, x.size)
+    length, channels = np.uintp(g.S * g.C), np.uintp(g.C)
+    target[:] = x.dtype.type(0)
     for b in range(x.shape[0]):
         for p in range(g.P):
-            for q in range(g.Q):
-                left = q * g.stride - g.padding
-                inside = g.dilation == 1 and left >= 0 and left + g.S <= g.W
-                for r in range(g.R):
-                    h = p * g.stride + r * g.dilation - g.padding
-                    if h < 0 or h >= g.H:
-                        continue
-                    at = (((b * g.P + p) * g.Q + q) * g.R + r) * g.S * g.C
-                    row = (b * g.H + h) * g.W
-                    if inside:
-                        _add(source, at, target, (row + left) * g.C, g.S * g.C)
+            for r in range(g.R):
+                h = p * g.stride + r * g.dilation - g.padding
+                if h < 0 or h >= g.H:
+                    continue
+                for q in range(g.Q):
+                    left = q * g.stride - g.padding
+                    at = np.uintp((((b * g.P + p) * g.Q + q) * g.R + r) * g.S * g.C)
+                    if g.dilation == 1 and left >= 0 and left + g.S <= g.W:
+                        start = np.uintp(((b * g.H + h) * g.W + left) * g.C)
+                        for k in range(length):
+                            target[start + k] += source[at + k]
                     else:
                         for s in range(g.S):
-                            w = left + s * g.dilation
+                            w, pixel = left + s * g.dilation, at + np.uintp(s * g.C)
                             if 0 <= w < g.W:
-                                _add(source, at + s * g.C, target, (row + w) * g.C, g.C)
+                                start = np.uintp(((b * g.H + h) * g.W + w) * g.C)
+                                for c in range(channels):
+                                    target[start + c] += source[pixel + c]
