@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 IMAGE, CHANNELS, Z = (28, 28, 1), (32, 64), 20
+SIDE = 1536  # of the square matrices that measure sgemm
 
 
 class Cell(NamedTuple):

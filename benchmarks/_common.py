@@ -23,9 +23,16 @@ def cpu() -> str:
     return names[0].strip() if names else platform.processor() or platform.machine()
 
 
+def allowed_cores() -> list[int]:
+    """The numbers of the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def cores() -> int:
-    """How many this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this process may run on."""
+    return len(allowed_cores())
 
 
 def machine() -> str:
@@ -47,6 +54,28 @@ def versions() -> dict[str, str | None]:
 def load() -> float | None:
     """Processes that wanted to run, averaged over the last minute: how quiet the machine was."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def busy_seconds(cores: list[int]) -> float:
+    """Processor time spent on these cores by anyone, and by other guests in our stead; Linux."""
+    stat, total = Path("/proc/stat"), 0
+    if not stat.exists():
+        return 0.0
+    for line in stat.read_text().splitlines():
+        name, *ticks = line.split()
+        if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in cores:
+            user, nice, system, _, _, irq, softirq, steal, *_ = map(int, ticks)
+            total += user + nice + system + irq + softirq + steal
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def process_seconds(pid: int) -> float:
+    """Processor time of a process, all threads; Linux."""
+    stat = Path(f"/proc/{pid}/stat")
+    if not stat.exists():
+        return 0.0
+    fields = stat.read_text().rpartition(")")[2].split()  # the name before it may hold spaces
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def table(header: list[str], rows: list[list[Any]]) -> str:

@@ -4,7 +4,9 @@
 
 Every peer runs in a process of its own, all on the same number of threads; rounds are interleaved:
 each peer in turn warms up and times a round of steps while the others sleep.  Float32, the batch
-is fixed.  The claim is the ratio; the milliseconds are this machine's on that day.  Peers that are
+is fixed.  The claim is the ratio of neighbouring rounds, for the milliseconds are this machine's on
+that day.  A round during which other programs used the cores is timed again (Linux; --rounds is
+the number of undisturbed ones wanted, and a peer gets three times as many tries).  Peers that are
 not installed are named and left out.  The floor is the step's matrix products alone, at the best
 sgemm rate measured in the same rounds.
 """
@@ -13,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import importlib.util
 import json
 import os
@@ -21,14 +22,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from . import _common
-from ._cells import CELLS, CHANNELS, QUICK, Cell, Z
+from ._cells import CELLS, QUICK, SIDE, Cell
 
 NEEDS = {
     "tinyvae": ["numba"],
@@ -39,121 +37,8 @@ NEEDS = {
 }
 PEERS = ("torch", "compile", "jax")
 REST = 0.15  # seconds between rounds: OpenBLAS threads spin for 0.1 s after their last product
-SIDE = 1536  # of the square matrices that measure sgemm
-CHECKED = 10  # steps after which losses are compared: all peers must learn the same thing
-Variants = list[tuple[str, Callable]]  # a name, and a function that does a step: its loss
-
-
-# --------------------------------------------------------------------------- what each peer does
-def _tinyvae(cell: Cell, stack: contextlib.ExitStack) -> Variants:
-    """The very step that tinyvae.train runs, on one batch again and again."""
-    from tinyvae import likelihoods, optim, schedules, train
-    from tinyvae.models import vae
-
-    x = cell.data() if cell.architecture == "conv" else cell.data().reshape(cell.batch, -1)
-    network = vae.build(
-        cell.architecture, x.shape[1:], Z, hidden=(cell.hidden,), channels=CHANNELS, outputs=1,
-        activation="relu", seed=0,
-    )  # fmt: skip
-    optimizer = optim.Adam(network.parameters(), 1e-3)
-    settings = train.Settings(
-        latent_dim=Z, epochs=1, batch_size=cell.batch, learning_rate=schedules.Constant(1e-3),
-        kl_weight=schedules.Constant(1.0), seed=0,
-    )  # fmt: skip
-    update = train.Step(network, likelihoods.Bernoulli(), optimizer, settings)
-    stack.enter_context(update)
-
-    def step() -> float:
-        nll, kl, _ = update(x)
-        return float(nll.sum() + kl.sum()) / cell.batch
-
-    return [("", step)]
-
-
-def _torch(cell: Cell, _: contextlib.ExitStack, *, compiled: bool = False) -> Variants:
-    """Eager or compiled; for images in both memory layouts, of which the faster one counts."""
-    import torch
-
-    from ._torch_vae import training_step
-
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    layouts = [("", False)]
-    if cell.architecture == "conv":
-        layouts = [("contiguous", False), ("channels_last", True)]
-    return [
-        (name, training_step(cell, cell.data(), compiled=compiled, channels_last=last))
-        for name, last in layouts
-    ]
-
-
-def _jax(cell: Cell, _: contextlib.ExitStack) -> Variants:
-    from ._jax_vae import training_step
-
-    return [("", training_step(cell, cell.data()))]
-
-
-def _sgemm(cell: Cell, _: contextlib.ExitStack) -> Variants:
-    """No peer: the best rate of a large matrix product, the same for every cell."""
-    a, out = np.ones((SIDE, SIDE), np.float32), np.empty((SIDE, SIDE), np.float32)
-
-    def step() -> float:
-        np.matmul(a, a, out=out)
-        return float(out[0, 0])
-
-    return [("", step)]
-
-
-BUILD: dict[str, Callable[[Cell, contextlib.ExitStack], Variants]] = {
-    "tinyvae": _tinyvae,
-    "torch": _torch,
-    "compile": functools.partial(_torch, compiled=True),
-    "jax": _jax,
-    "sgemm": _sgemm,
-}
-
-
-# ----------------------------------------------------------------------------------- the workers
-def _seconds(step: Callable, count: int) -> float:
-    """Per step; float() waits for a loss that is still being computed."""
-    started = time.perf_counter()
-    for _ in range(count):
-        loss = step()
-    float(loss)
-    return (time.perf_counter() - started) / count
-
-
-def _prepare(peer: str, cell: Cell, budget: float, stack: contextlib.ExitStack) -> dict[str, Any]:
-    """Build the cell, warm it up, keep the fastest variant; `step` and `count` are for _round."""
-    best: dict[str, Any] = {"seconds": np.inf}
-    for variant, step in BUILD[peer](cell, stack):
-        first = _seconds(step, 1)
-        for _ in range(CHECKED - 1):
-            loss = step()
-        loss = float(loss)
-        seconds = min(_seconds(step, 5) for _ in range(5))
-        if seconds < best["seconds"]:
-            best = {"variant": variant, "step": step, "seconds": seconds, "loss": loss}
-            best["first"] = first
-    best["count"] = int(np.clip(budget / best["seconds"], 3, 300))
-    return best
-
-
-def _work(peer: str) -> None:
-    """Answer the driver's requests, one JSON line each, until it closes the pipe."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints must not look like an answer
-    work, stack = {}, contextlib.ExitStack()
-    for line in sys.stdin:
-        request = json.loads(line)
-        if request["do"] == "prepare":
-            work = {}  # the last cell's arrays and threads go first
-            stack.close()
-            work = _prepare(peer, Cell(*request["cell"]), request["budget"], stack)
-            answer = {key: work[key] for key in ("variant", "first", "loss", "count")}
-        else:
-            _seconds(work["step"], 3)
-            answer = {"ms": 1e3 * _seconds(work["step"], work["count"])}
-        answers.write(json.dumps(answer) + "\n")
+QUIET = 0.1  # of a core: what other programs may use of the cores while a round is timed
+TRIES = 3
 
 
 class Worker:
@@ -161,16 +46,21 @@ class Worker:
 
     def __init__(self, peer: str, threads: int):
         self.peer = peer
+        self.cores = _common.allowed_cores()[:threads]
         counts = ("OMP", "OPENBLAS", "MKL", "NUMBA", "VECLIB_MAXIMUM")
         environment = os.environ | {f"{name}_NUM_THREADS": str(threads) for name in counts}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", __spec__.name, "--worker", peer],
+            [sys.executable, "-m", "benchmarks._step_worker", peer],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-            cwd=Path(__file__).parents[1],
-            preexec_fn=lambda: _use_cores(threads),
+            cwd=Path(__file__).parents[1], preexec_fn=self._hold,
         )  # fmt: skip
 
-    def ask(self, **request: Any) -> dict[str, Any]:
+    def _hold(self) -> None:
+        """Hold the process to as many cores as threads: JAX sizes its pool by them."""
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, self.cores)
+
+    def ask(self, **request: Any) -> Any:
         """Send a request and wait for the answer; RuntimeError if the process ended."""
         assert self.process.stdin
         assert self.process.stdout
@@ -180,6 +70,18 @@ class Worker:
             raise RuntimeError(f"{self.peer} ended with code {self.process.wait()}, see above")
         return json.loads(line)
 
+    def round(self, variant: int) -> tuple[float, bool]:
+        """Time a round: ms per step, and whether nobody else used the cores meanwhile."""
+        time.sleep(REST)
+        before, started = self._others(), time.perf_counter()
+        ms = self.ask(do="round", variant=variant)
+        used, seconds = self._others() - before, time.perf_counter() - started
+        return ms, used < QUIET * seconds + 0.02  # the kernel counts in hundredths of a second
+
+    def _others(self) -> float:
+        """Seconds for which programs other than this one have used the cores, since some time."""
+        return _common.busy_seconds(self.cores) - _common.process_seconds(self.process.pid)
+
     def close(self) -> None:
         """Let the process end."""
         assert self.process.stdin
@@ -187,44 +89,81 @@ class Worker:
         self.process.wait()
 
 
-def _use_cores(threads: int) -> None:
-    """Hold a process to as many cores as threads: JAX sizes its pool by them."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-
-
-# ------------------------------------------------------------------------------------ the driver
+# ------------------------------------------------------------------------------------- measuring
 def measure(workers: list[Worker], cell: Cell, rounds: int, budget: float) -> dict[str, Any]:
-    """All peers on one cell: best, median and every round, in ms per step."""
-    row: dict[str, Any] = {"flops": cell.flops(), "peers": {}}
+    """All peers on one cell: every round, their best and median, and the ratios of ours to them."""
+    series: dict[tuple[str, int], dict[str, Any]] = {}
     for worker in workers:
-        answer = worker.ask(do="prepare", cell=cell, budget=budget)
-        row["peers"][worker.peer] = answer | {"rounds_ms": []}
-    for _ in range(rounds):
-        for worker in workers:
-            time.sleep(REST)
-            row["peers"][worker.peer]["rounds_ms"].append(worker.ask(do="round")["ms"])
-    for result in row["peers"].values():
-        result["best_ms"] = min(result["rounds_ms"])
-        result["median_ms"] = statistics.median(result["rounds_ms"])
-    rate = 2 * SIDE**3 / row["peers"].pop("sgemm")["best_ms"] * 1e3
-    row["sgemm_gflops"] = rate / 1e9
-    row["floor_ms"] = 1e3 * cell.flops() / rate
-    return row
+        for i, prepared in enumerate(worker.ask(do="prepare", cell=cell, budget=budget)):
+            series[worker.peer, i] = prepared | {"ms": [], "quiet": []}
+    by_peer = {worker.peer: worker for worker in workers}
+    for _ in range(TRIES * rounds):
+        for (peer, i), one in series.items():
+            ms, quiet = by_peer[peer].round(i)
+            one["ms"].append(ms)
+            one["quiet"].append(quiet)
+        if all(sum(one["quiet"]) >= rounds for one in series.values()):
+            break
+    for one in series.values():
+        counted = [ms for ms, quiet in zip(one["ms"], one["quiet"], strict=True) if quiet]
+        one["best_ms"] = min(counted or one["ms"])
+        one["median_ms"] = statistics.median(counted or one["ms"])
+    return _row(cell, series)
 
 
-def show(results: dict[str, Any], kind: str) -> str:
-    """The table of best or median rounds."""
+def _row(cell: Cell, series: dict[tuple[str, int], dict[str, Any]]) -> dict[str, Any]:
+    """One line of the tables; a peer is represented by its fastest variant."""
+    peers: dict[str, dict[str, Any]] = {}
+    for (peer, _), one in series.items():
+        if peer not in peers or one["median_ms"] < peers[peer]["median_ms"]:
+            peers[peer] = one
+    rate = 2 * SIDE**3 / peers.pop("sgemm")["best_ms"] * 1e3
+    return {
+        "peers": peers,
+        "ratios": {p: _ratio(peers["tinyvae"], peers[p]) for p in peers if p != "tinyvae"},
+        "flops": cell.flops(),
+        "sgemm_gflops": rate / 1e9,
+        "floor_ms": 1e3 * cell.flops() / rate,
+    }
+
+
+def _ratio(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:
+    """Ours to the peer's, of rounds that were timed one after the other: median and quartiles."""
+    pairs = zip(ours["ms"], peer["ms"], ours["quiet"], peer["quiet"], strict=True)
+    found = [(a / b, p and q) for a, b, p, q in pairs]
+    ratios = sorted([r for r, quiet in found if quiet] or [r for r, _ in found])
+    last = len(ratios) - 1
+    return {
+        "median": statistics.median(ratios),
+        "quartiles": [ratios[round(last * 0.25)], ratios[round(last * 0.75)]],
+        "pairs": len(ratios),
+    }
+
+
+# --------------------------------------------------------------------------------------- showing
+def show(results: dict[str, Any]) -> str:
+    """Three tables: best rounds, median rounds, ratios."""
     peers = list(next(iter(results.values()))["peers"])
-    header = ["cell", *(f"{peer} ms" for peer in peers), "floor ms", "ours / best peer", "spread"]
+    parts = []
+    for kind in ("best", "median"):
+        header = ["cell", *(f"{peer} ms" for peer in peers), "floor ms"]
+        lines = [
+            [name, *(row["peers"][p][f"{kind}_ms"] for p in peers), row["floor_ms"]]
+            for name, row in results.items()
+        ]
+        parts.append(f"{kind} round\n" + _common.table(header, lines))
+    header = ["cell", *(f"ours / {peer}" for peer in peers[1:]), "undisturbed rounds", "losses"]
     lines = []
     for name, row in results.items():
-        times = {peer: row["peers"][peer][f"{kind}_ms"] for peer in peers}
-        others = [times[peer] for peer in peers if peer != "tinyvae"]
-        ratio = times["tinyvae"] / min(others) if others else None
-        noise = max(r["median_ms"] / r["best_ms"] for r in row["peers"].values())
-        lines.append([name, *times.values(), row["floor_ms"], ratio, f"{100 * (noise - 1):.0f}%"])
-    return f"{kind} round\n" + _common.table(header, lines)
+        ratios = [
+            "{:.2f} ({:.2f} to {:.2f})".format(r["median"], *r["quartiles"])
+            for r in row["ratios"].values()
+        ]
+        quiet = min(sum(one["quiet"]) for one in row["peers"].values())
+        losses = " ".join(f"{one['loss']:.0f}" for one in row["peers"].values())
+        lines.append([name, *ratios, f"{quiet} of {len(row['peers']['tinyvae']['ms'])}", losses])
+    about = "ratio of neighbouring rounds, median and quartiles; losses after 10 steps, nats"
+    return "\n\n".join([*parts, f"{about}\n" + _common.table(header, lines)])
 
 
 def _installed(peers: list[str]) -> list[str]:
@@ -247,28 +186,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="two cells, no compile, 5 rounds")
     parser.add_argument("--out", type=Path, help="where to write a run of some cells or peers")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.worker:
-        _work(options.worker)
-        return
     complete = set(options.cells) == set(names) and set(options.peers) == set(PEERS)
     cells, budget = [names[name] for name in options.cells], 0.2
     if options.quick:
         complete, cells, options.rounds, budget = False, QUICK, 5, 0.1
         options.peers = [peer for peer in options.peers if peer != "compile"]
-    peers, before = _installed(options.peers), _common.load()
-    workers, results = [Worker(peer, options.threads) for peer in peers], {}
+    peers, before, results = _installed(options.peers), _common.load(), {}
     with contextlib.ExitStack() as stack:
+        workers = [Worker(peer, options.threads) for peer in peers]
         for worker in workers:
             stack.callback(worker.close)
         for cell in cells:
             print(f"{cell.name} ...", file=sys.stderr, flush=True)
             results[cell.name] = measure(workers, cell, options.rounds, budget)
-    print(show(results, "best"), show(results, "median"), sep="\n\n")
-    print(f"\nspread: the noisiest peer's median over its best\n\nloss after {CHECKED} steps, nats")
-    lines = [[n, *(p["loss"] for p in row["peers"].values())] for n, row in results.items()]
-    print(_common.table(["cell", *peers[:-1]], lines))
+    print(show(results))
     if complete or options.out:
         about = {"dtype": "float32", "threads": options.threads, "rounds": options.rounds,
                  "load": [before, _common.load()], "cells": results}  # fmt: skip

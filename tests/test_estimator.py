@@ -167,6 +167,14 @@ def test_evaluation_does_not_depend_on_the_batch(digits):
     np.testing.assert_allclose(vae.elbo(digits[:300]), whole[:300], rtol=1e-5)
 
 
+@pytest.mark.parametrize("binarize", ["dynamic", "static"])
+def test_a_code_depends_on_its_row_alone(digits, binarize):
+    vae = tv.VAE(**TINY, binarize=binarize).fit(digits[:100])
+    codes = vae.transform(digits[:10])
+    np.testing.assert_allclose(vae.transform(digits[7:8]), codes[7:8], rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(vae.transform(digits[:10]), codes)
+
+
 @pytest.mark.parametrize("spherical", [False, True])
 def test_interpolation_starts_and_ends_at_the_reconstructions(digits, fitted, spherical):
     a, b = digits[0], digits[1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -294,15 +295,18 @@ class VAE(Parameters):
         dtype = DTYPES[self.dtype]
         return Rows(array, self.data_shape_, dtype, scale, self.binarize, self.seed_)
 
-    def _checked_rows(self, X: Any, name: str) -> Rows:
-        """X, every value checked: finite, and of the kind that the likelihood is for."""
+    def _checked_rows(self, X: Any, name: str, *, bits: bool = True) -> Rows:
+        """X, every value checked: finite, and of the kind that the likelihood is for.
+
+        bits: binarize if the model does.
+        """
         rows = self._rows(X, name)
         check_finite(rows.array, name)
         if self.binarize is None:
             self.likelihood_.check(rows.array, name, rows.scale)
         else:
             likelihoods.CrossEntropy().check(rows.array, name, rows.scale)  # grey, in [0, 1]
-        return rows.binarized_once()
+        return rows.binarized_once() if bits else replace(rows, binarize=None)
 
     def _as_given(self, x: np.ndarray) -> np.ndarray:
         """Rows in the shape in which fit got them."""
@@ -310,8 +314,11 @@ class VAE(Parameters):
 
     # -------------------------------------------------------------------- the words of VAE users
     def encode(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and log-variance of q(z | x) of each row, each (N, Z)."""
-        rows = self._checked_rows(X, "X")
+        """Mean and log-variance of q(z | x) of each row, each (N, Z).
+
+        Grey values are taken as they are, not binarized: a row's code depends on that row alone.
+        """
+        rows = self._checked_rows(X, "X", bits=False)
         return metrics.encode(self.network_, rows, batch_size=BATCH)
 
     def reparameterize(self, mu: Any, logvar: Any, random_state: Any = None) -> np.ndarray:
