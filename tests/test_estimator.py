@@ -359,6 +359,18 @@ def test_save_and_load(digits, tmp_path):
     again.partial_fit(x)
 
 
+def test_what_cannot_be_saved_is_refused_before_training(digits, tmp_path):
+    likelihood = tv.likelihoods.Gaussian("learned", min_logvar=-2.0)
+    for options in ({"likelihood": likelihood}, {"kl_schedule": lambda epoch: 0.5}):
+        vae = tv.VAE(**TINY | {"likelihood": "bce"} | options)
+        with pytest.raises(TypeError, match="cannot be written down"):
+            vae.fit(digits[:20], checkpoint=tmp_path / "c")
+        assert vae.history_ == []
+    whole = tv.VAE(**TINY, likelihood=tv.likelihoods.Gaussian("learned")).fit(digits[:20])
+    whole.save(tmp_path / "m")
+    assert tv.load(tmp_path / "m").score(digits[:20]) == whole.score(digits[:20])
+
+
 def test_a_users_own_schedule_cannot_be_saved(digits, tmp_path):
     vae = tv.VAE(**TINY | {"likelihood": "bce"}, kl_schedule=lambda epoch: 0.5).fit(digits[:20])
     with pytest.raises(TypeError, match="cannot be written down"):

@@ -176,6 +176,7 @@ class VAE(Parameters):
             raise ValueError("patience needs validation data: give fit(validation=...)")
         run = self._run(rows, held, callbacks)
         if checkpoint is not None:
+            saved.plain_parameters(self)  # what cannot be written is refused before any work
             path, fingerprint = Path(checkpoint), saved.fingerprint(X)
             run.save = lambda: saved.write(path, self, run, fingerprint)
         run.train()

@@ -90,14 +90,18 @@ def resume(path: str | Path, model: Any, X: np.ndarray) -> None:
 def plain_parameters(model: Any) -> dict[str, Any]:
     """Hyperparameters as JSON can hold them: schedules and likelihood spelled out.
 
-    Raises TypeError for a schedule that is a user's own function.
+    Raises TypeError for a schedule that is a user's own function, or a likelihood that its name
+    and variance do not tell whole.
     """
     parameters = model.get_params() | {"encoder": None, "decoder": None, "random_state": None}
     for name in ("kl_schedule", "learning_rate"):
         parameters[name] = schedules.spell(parameters[name])
-    if isinstance(model.likelihood_, likelihoods.Gaussian):
-        parameters["variance"] = model.likelihood_.variance
-    parameters["likelihood"] = model.likelihood_.name
+    likelihood = model.likelihood_
+    if isinstance(likelihood, likelihoods.Gaussian):
+        parameters["variance"] = likelihood.variance
+    parameters["likelihood"] = likelihood.name
+    if likelihoods.resolve(likelihood.name, parameters["variance"]) != likelihood:
+        raise TypeError(f"{likelihood!r} cannot be written down: only its name and variance are")
     return {k: list(v) if isinstance(v, tuple) else v for k, v in parameters.items()}
 
 
