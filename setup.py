@@ -6,7 +6,8 @@ cli = ["typer>=0.12", "rich>=13", "matplotlib>=3.8", "pillow>=10"]
 evaluation = ["scikit-learn>=1.4"]
 
 setup(
-    packages=find_packages(include=["tinyvae", "tinyvae.*"]) + find_packages("kernels"),
+    packages=find_packages(include=["tinyvae", "tinyvae.*"])
+    + find_packages("kernels", include=["tinyvae_kernels", "tinyvae_kernels.*"]),
     package_dir={"tinyvae_kernels": "kernels/tinyvae_kernels"},
     package_data={"tinyvae_kernels": ["**/*.cu", "py.typed"], "tinyvae": ["py.typed"]},
     python_requires=">=3.10",

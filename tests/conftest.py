@@ -1,39 +1,13 @@
-"""Hypothesis profiles, the compile cache, and a check that no test leaks global state."""
+"""A check that no test leaks global state; the profiles are those of the kernels' tests."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
 
-ROOT = Path(__file__).parents[1]
-
-
-def _kernel_digest() -> str:
-    sources = sorted((ROOT / "kernels" / "tinyvae_kernels").glob("*.py"))
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
-
-
-# Numba notices a change of the file that holds a kernel, but not of one whose functions the kernel
-# inlines (elbo.py inlines likelihood.py and _numba.py). One cache per state of all the sources: no
-# test runs stale machine code.
-os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / ".pytest_cache" / f"numba-{_kernel_digest()}"))
-
-settings.register_profile("dev", max_examples=10, deadline=None)
-settings.register_profile(
-    "ci",
-    max_examples=100,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-settings.load_profile("ci" if os.environ.get("CI") else "dev")
+import profiles  # noqa: F401  (hypothesis profiles, Numba's cache)
 
 
 def _global_state() -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import gradcheck as independent
+import opcheck as independent
 import strategies
 from tinyvae import GradientError, Tensor, checking, differentiable, gradcheck, nn, ops
 

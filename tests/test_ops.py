@@ -11,7 +11,7 @@ import pytest
 import backends
 import strategies
 import tinyvae_kernels as kernels
-from gradcheck import OPS
+from opcheck import OPS
 from tinyvae import Tensor, checking, ops
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.signal import correlate
 
-import gradcheck
+import opcheck
 import strategies
 import tinyvae_kernels as kernels
 from tinyvae import Tensor, ops
@@ -22,7 +22,7 @@ NAMES = ["conv2d", "conv_transpose2d"]
 @given(data=st.data())
 def test_backward_agrees_with_finite_differences(name, on, data):
     with kernels.backend(on):
-        gradcheck.check_op(name, data.draw(strategies.CASES[name]))
+        opcheck.check_op(name, data.draw(strategies.CASES[name]))
 
 
 def conv2d_by_scipy(x, weight, bias=0.0, *, stride, padding, dilation):

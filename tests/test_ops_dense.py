@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import gradcheck
+import opcheck
 import strategies
 from tinyvae import Tensor, ops
 
 
 @given(data=st.data())
 def test_backward_agrees_with_finite_differences(data):
-    gradcheck.check_op("linear", data.draw(strategies.CASES["linear"]))
+    opcheck.check_op("linear", data.draw(strategies.CASES["linear"]))
 
 
 def test_value(rng):

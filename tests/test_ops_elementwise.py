@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special, stats
 
-import gradcheck
+import opcheck
 import strategies
 from tinyvae import Tensor, ops
 from tinyvae.ops import elementwise
@@ -33,13 +33,13 @@ EXPECTED = {
 
 
 def test_this_file_checks_all_ops_of_the_module():
-    assert set(NAMES) == {n for n in gradcheck.OPS if hasattr(elementwise, f"{n}_forward")}
+    assert set(NAMES) == {n for n in opcheck.OPS if hasattr(elementwise, f"{n}_forward")}
 
 
 @pytest.mark.parametrize("name", NAMES)
 @given(data=st.data())
 def test_backward_agrees_with_finite_differences(name, data):
-    gradcheck.check_op(name, data.draw(strategies.CASES[name]))
+    opcheck.check_op(name, data.draw(strategies.CASES[name]))
 
 
 @pytest.mark.parametrize("name", EXPECTED)

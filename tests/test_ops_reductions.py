@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special
 
-import gradcheck
+import opcheck
 import strategies
 from tinyvae import Tensor, ops
 from tinyvae.ops import reductions
@@ -24,13 +24,13 @@ REFERENCE = {"sum": np.sum, "mean": np.mean, "max": np.max, "logsumexp": naive_l
 
 
 def test_this_file_checks_all_ops_of_the_module():
-    assert set(NAMES) == {n for n in gradcheck.OPS if hasattr(reductions, f"{n}_forward")}
+    assert set(NAMES) == {n for n in opcheck.OPS if hasattr(reductions, f"{n}_forward")}
 
 
 @pytest.mark.parametrize("name", NAMES)
 @given(data=st.data())
 def test_backward_agrees_with_finite_differences(name, data):
-    gradcheck.check_op(name, data.draw(strategies.CASES[name]))
+    opcheck.check_op(name, data.draw(strategies.CASES[name]))
 
 
 @pytest.mark.parametrize("name", REFERENCE)

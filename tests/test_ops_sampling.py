@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-import gradcheck
+import opcheck
 import strategies
 import tinyvae_kernels as kernels
 from tinyvae import Tensor, ops
@@ -15,7 +15,7 @@ from tinyvae.ops import noise
 
 @given(data=st.data())
 def test_backward_agrees_with_finite_differences(data):
-    gradcheck.check_op("reparameterize", data.draw(strategies.CASES["reparameterize"]))
+    opcheck.check_op("reparameterize", data.draw(strategies.CASES["reparameterize"]))
 
 
 def test_is_the_formula_in_elementwise_ops(rng):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import gradcheck
+import opcheck
 import strategies
 from tinyvae import NonFiniteError, Tensor, detect_nonfinite, differentiable, no_grad, ops, tensor
 
@@ -22,13 +22,13 @@ def leaf(*values: float) -> Tensor:
 
 # -------------------------------------------------------------------------------------- operators
 def test_this_file_checks_all_ops_of_the_module():
-    assert set(NAMES) == {n for n in gradcheck.OPS if hasattr(tensor, f"{n}_forward")}
+    assert set(NAMES) == {n for n in opcheck.OPS if hasattr(tensor, f"{n}_forward")}
 
 
 @pytest.mark.parametrize("name", NAMES)
 @given(data=st.data())
 def test_backward_agrees_with_finite_differences(name, data):
-    gradcheck.check_op(name, data.draw(strategies.CASES[name]))
+    opcheck.check_op(name, data.draw(strategies.CASES[name]))
 
 
 def test_operators_are_numpys(rng):

@@ -7,7 +7,6 @@ import pytest
 
 import backends
 import tinyvae_kernels as kernels
-from tinyvae import Tensor, ops
 
 NAMES = ["bernoulli_elbo", "gaussian_elbo", "gaussian_fixed_elbo"]
 ON = ["numpy", "numba"]
@@ -57,42 +56,6 @@ def test_no_gradient_below_the_free_bits(name, on, rng):
     assert (dlogvar[below] == 0).all()
     assert (dmu[~below] != 0).all()
     assert (dlogvar[~below] != 0).all()
-
-
-def unfused(name, parameters, x, mu, logvar, beta, free_bits, options):
-    """The same bound out of one op for each sign in its formula."""
-    nll = getattr(ops, name.replace("elbo", "nll"))(*parameters, x, **options)
-    each = (mu * mu + ops.exp(logvar) - 1.0 - logvar) * 0.5
-    paid = ops.where(each.data > free_bits, each, free_bits)
-    return -nll - beta * ops.sum(paid, axis=1)
-
-
-@pytest.mark.parametrize("on", ON)
-@pytest.mark.parametrize(("beta", "free_bits"), WEIGHTS)
-@pytest.mark.parametrize("name", NAMES)
-def test_gradients_are_those_of_the_unfused_graph(name, beta, free_bits, on, rng):
-    """Through a decoder, so that mu and logvar are reached both by z and by the KL."""
-    (*parameters, x), (mu, logvar), options = example(name)
-    values = {
-        "mu": mu[:, :3], "logvar": np.clip(logvar[:, :3], -2, 2),
-        **{f"weight {i}": rng.normal(size=(3, x.shape[1])) for i in range(len(parameters))},
-    }  # fmt: skip
-    eps, dout, gradients = rng.normal(size=(7, 3)), rng.normal(size=7), []
-    for fused in (True, False):
-        leaves = {key: Tensor(value, True) for key, value in values.items()}
-        latent = leaves["mu"], leaves["logvar"]
-        z = ops.reparameterize(*latent, eps)
-        decoded = [z @ leaves[f"weight {i}"] for i in range(len(parameters))]
-        with kernels.backend(on):
-            if fused:
-                weights = {"beta": beta, "free_bits": free_bits}
-                bound = getattr(ops, name)(*decoded, x, *latent, **weights, **options)
-            else:
-                bound = unfused(name, decoded, x, *latent, beta, free_bits, options)
-            bound.backward(dout)
-        gradients.append({key: leaf.grad for key, leaf in leaves.items()})
-    for key in values:
-        np.testing.assert_allclose(gradients[0][key], gradients[1][key], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("on", ON)

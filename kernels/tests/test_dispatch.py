@@ -14,7 +14,7 @@ import backends
 import tinyvae_kernels as kernels
 from tinyvae_kernels import _dispatch, _math
 
-KERNELS = Path(__file__).parents[1] / "kernels"
+KERNELS = Path(__file__).parents[1]
 
 
 def numpy_body():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import backends
-import strategies
+import kernel_strategies
 import tinyvae_kernels as kernels
 from tinyvae_kernels import geometry
 
@@ -30,7 +30,7 @@ def im2col_by_the_formula(x, kernel, stride, padding, dilation):
 @pytest.mark.parametrize("on", ON)
 @given(data=st.data())
 def test_im2col_is_its_formula(on, data):
-    case = data.draw(strategies.CASES["im2col"])
+    case = data.draw(kernel_strategies.CASES["im2col"])
     with kernels.backend(on):
         patches, _ = kernels.im2col_forward(*case.arrays, **case.options)
     np.testing.assert_array_equal(patches, im2col_by_the_formula(*case.arrays, **case.options))
@@ -40,7 +40,7 @@ def test_im2col_is_its_formula(on, data):
 @given(data=st.data())
 def test_col2im_is_the_adjoint_of_im2col(on, data):
     """<im2col x, y> = <x, col2im y>."""
-    case = data.draw(strategies.CASES["im2col"])
+    case = data.draw(kernel_strategies.CASES["im2col"])
     (x,), options, rng = case.arrays, case.options, np.random.default_rng(2)
     g = geometry(x.shape[1:], **options)
     with kernels.backend(on):

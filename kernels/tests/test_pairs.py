@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import backends
-import strategies
+import kernel_strategies
 import tinyvae_kernels as kernels
 from gradcheck import check_pair
 
@@ -21,7 +21,7 @@ every_backend = pytest.mark.parametrize("on", ["numpy", "numba"])
 @given(data=st.data())
 def test_backward_agrees_with_finite_differences(name, on, data):
     with kernels.backend(on):
-        check_pair(kernels.PAIRS[name], data.draw(strategies.CASES[name]))
+        check_pair(kernels.PAIRS[name], data.draw(kernel_strategies.CASES[name]))
 
 
 @every_backend
