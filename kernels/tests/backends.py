@@ -49,6 +49,10 @@ def _rows(*makers: Callable, data: tuple[int, ...] = (), **options: Any) -> Call
     return case
 
 
+def _kl(rng: np.random.Generator, B: int, D: int) -> Case:
+    return Case(_latent(rng, B, D), {"free_bits": 0.1})
+
+
 def _elbo(*makers: Callable, **options: Any) -> Callable[..., Case]:
     options = {"beta": 0.7, "free_bits": 0.1} | options
 
@@ -72,7 +76,8 @@ def _col2im(rng: np.random.Generator, B: int, D: int) -> Case:
 
 CASES: dict[str, Callable[[np.random.Generator, int, int], Case]] = {
     "reparameterize": _rows(_normal, _logvar, _normal, data=(2,)),
-    "gaussian_kl": _rows(_normal, _logvar),
+    "gaussian_sample": _rows(_normal, _logvar, seed=7, stream=3, step=2, offset=5),
+    "gaussian_kl": _kl,
     "gaussian_kl_between": _rows(_normal, _logvar, _normal, _logvar),
     "bernoulli_nll": _rows(_logits, _bits, data=(1,)),
     "gaussian_nll": _rows(_normal, _logvar, _normal, data=(2,)),

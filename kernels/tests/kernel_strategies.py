@@ -79,28 +79,43 @@ def rowwise(draw: Draw, *values: Values, data: tuple[int, ...] = (), **options: 
     return Case(arrays, {name: draw(strategy) for name, strategy in options.items()}, data)
 
 
+def away_from(free_bits: float, mu: np.ndarray, logvar: np.ndarray) -> np.ndarray:
+    """mu, moved where the KL of a latent lies near the free bits."""
+    kl = 0.5 * (mu**2 + np.expm1(logvar) - logvar)
+    return np.where(np.abs(kl - free_bits) < GAP, np.sqrt(2 * free_bits + 1) + mu**2, mu)
+
+
+@st.composite
+def gaussian_kls(draw: Draw) -> Case:
+    mu, logvar = draw(rowwise(normal, normal)).arrays
+    free_bits = draw(FREE_BITS)
+    return Case((away_from(free_bits, mu, logvar), logvar), {"free_bits": free_bits})
+
+
 @st.composite
 def elbos(draw: Draw, *values: Values, **options: Any) -> Case:
     """Parameters and x (B, ...), mu and logvar (B, Z), beta and free_bits."""
     likelihood = draw(rowwise(*values, **options))
     shape = (likelihood.arrays[0].shape[0], draw(SIZES))
     rng, beta = rngs(draw), draw(st.sampled_from([0.0, 0.3, 1.0, 4.0]))
-    free_bits = draw(st.sampled_from([0.0, 0.1, 0.5, 100.0]))
+    free_bits = draw(FREE_BITS)
     mu, logvar = normal(rng, shape), normal(rng, shape)
-    kl = 0.5 * (mu**2 + np.expm1(logvar) - logvar)
-    mu = np.where(np.abs(kl - free_bits) < GAP, np.sqrt(2 * free_bits + 1) + mu**2, mu)
-    arrays = (*likelihood.arrays, mu, logvar)
+    arrays = (*likelihood.arrays, away_from(free_bits, mu, logvar), logvar)
     weights = {"beta": beta, "free_bits": free_bits}
     return Case(arrays, likelihood.options | weights, data=(len(values) - 1,))
 
 
+FREE_BITS = st.sampled_from([0.0, 0.1, 0.5, 100.0])
 VARIANCES = st.sampled_from([0.1, 1.0, 3.0])
 
 CASES: dict[str, st.SearchStrategy[Case]] = {
     "im2col": im2cols(),
     "col2im": col2ims(),
     "reparameterize": rowwise(normal, normal, normal, data=(2,)),
-    "gaussian_kl": rowwise(normal, normal),
+    "gaussian_sample": rowwise(
+        normal, normal, seed=st.integers(0, 2**64 - 1), step=st.integers(0, 9), offset=SIZES
+    ),
+    "gaussian_kl": gaussian_kls(),
     "gaussian_kl_between": rowwise(normal, normal, normal, normal),
     "bernoulli_nll": rowwise(normal, bits, data=(1,)),
     "gaussian_nll": rowwise(normal, normal, normal, data=(2,)),

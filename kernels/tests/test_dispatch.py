@@ -25,8 +25,12 @@ def numba_body():
     """Stands for a kernel's Numba loop."""
 
 
+def cuda_body():
+    """Stands for the launch of a CUDA kernel."""
+
+
 def chosen():
-    return _dispatch.select(np.ones(1), numpy_body, numba_body)
+    return _dispatch.select(np.ones(1), numpy_body, numba_body, cuda_body)
 
 
 def test_every_pair_is_in_the_backend_table():
@@ -141,7 +145,7 @@ def test_rows_flattens_without_a_copy_where_it_can():
 
 
 def test_dout_becomes_contiguous_in_the_outputs_dtype():
-    dout = _dispatch.check_dout(np.arange(6.0)[::2], (3,), np.float32)
+    dout = _dispatch.check_dout(np.arange(6.0)[::2], (3,), np.ones(1, np.float32))
     assert dout.flags.c_contiguous
     assert dout.dtype == np.float32
     np.testing.assert_array_equal(dout, [0, 2, 4])

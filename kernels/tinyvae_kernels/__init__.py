@@ -5,37 +5,49 @@ A kernel is a pair of pure functions:
     noun_forward(arrays..., *, options) -> out, saved
     noun_backward(dout, saved)          -> one gradient per array argument (None for data)
 
-`PAIRS` lists them all; `backend("numpy")` runs the plain reference instead of the Numba loops.
+`PAIRS` lists them all.  NumPy arrays run the Numba loops, arrays on a GPU the CUDA kernels, and
+`backend("numpy")` the plain reference.  Where the gradient that will come in is known beforehand,
+`noun_value_and_grad(arrays..., dout, *, options) -> out, gradients` saves a pass over the data.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+from ._cuda import cuda_problem
 from ._dispatch import BACKENDS, BackendError, backend, numba_problem
+from ._threads import threads
 from .elbo import (
     ElboSaved,
     bernoulli_elbo_backward,
     bernoulli_elbo_forward,
+    bernoulli_elbo_value_and_grad,
     gaussian_elbo_backward,
     gaussian_elbo_forward,
+    gaussian_elbo_value_and_grad,
     gaussian_fixed_elbo_backward,
     gaussian_fixed_elbo_forward,
+    gaussian_fixed_elbo_value_and_grad,
 )
 from .gaussian import (
     gaussian_kl_backward,
     gaussian_kl_between_backward,
     gaussian_kl_between_forward,
     gaussian_kl_forward,
+    gaussian_sample_backward,
+    gaussian_sample_forward,
     reparameterize_backward,
     reparameterize_forward,
 )
 from .likelihood import (
     bernoulli_nll_backward,
     bernoulli_nll_forward,
+    bernoulli_nll_value_and_grad,
     gaussian_fixed_nll_backward,
     gaussian_fixed_nll_forward,
+    gaussian_fixed_nll_value_and_grad,
     gaussian_nll_backward,
     gaussian_nll_forward,
+    gaussian_nll_value_and_grad,
 )
 from .optimizer import adam_update, sgd_update
 from .patches import (
@@ -50,6 +62,7 @@ from .philox import philox_bits, philox_normal, philox_uniform
 
 PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "reparameterize": (reparameterize_forward, reparameterize_backward),
+    "gaussian_sample": (gaussian_sample_forward, gaussian_sample_backward),
     "gaussian_kl": (gaussian_kl_forward, gaussian_kl_backward),
     "gaussian_kl_between": (gaussian_kl_between_forward, gaussian_kl_between_backward),
     "bernoulli_nll": (bernoulli_nll_forward, bernoulli_nll_backward),
@@ -72,22 +85,31 @@ __all__ = [
     "backend",
     "bernoulli_elbo_backward",
     "bernoulli_elbo_forward",
+    "bernoulli_elbo_value_and_grad",
     "bernoulli_nll_backward",
     "bernoulli_nll_forward",
+    "bernoulli_nll_value_and_grad",
     "col2im_backward",
     "col2im_forward",
+    "cuda_problem",
     "gaussian_elbo_backward",
     "gaussian_elbo_forward",
+    "gaussian_elbo_value_and_grad",
     "gaussian_fixed_elbo_backward",
     "gaussian_fixed_elbo_forward",
+    "gaussian_fixed_elbo_value_and_grad",
     "gaussian_fixed_nll_backward",
     "gaussian_fixed_nll_forward",
+    "gaussian_fixed_nll_value_and_grad",
     "gaussian_kl_backward",
     "gaussian_kl_between_backward",
     "gaussian_kl_between_forward",
     "gaussian_kl_forward",
     "gaussian_nll_backward",
     "gaussian_nll_forward",
+    "gaussian_nll_value_and_grad",
+    "gaussian_sample_backward",
+    "gaussian_sample_forward",
     "geometry",
     "im2col_backward",
     "im2col_forward",
@@ -98,4 +120,5 @@ __all__ = [
     "reparameterize_backward",
     "reparameterize_forward",
     "sgd_update",
+    "threads",
 ]

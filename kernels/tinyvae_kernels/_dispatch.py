@@ -4,9 +4,9 @@ Every public function checks its arguments, allocates its results with `empty`, 
 of several bodies that fill them. All bodies of a kernel take the same arguments. The choice is one
 visible line:
 
-    select(mu, _gaussian_kl_forward_numpy, _gaussian_kl_forward_numba)(mu, logvar, kl)
+    select(mu, _gaussian_kl_numpy, _gaussian_kl_numba, _gaussian_kl_cuda)(mu, logvar, kl)
 
-Numba is imported at the first call that needs it, never before.
+Numba and CuPy are imported at the first call that needs them, never before.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+
+from . import _threads
+from ._cuda import cuda_problem, cupy_device, device_of, is_device_array
 
 BACKENDS = ("auto", "numpy", "numba")
 _requested: contextvars.ContextVar[str] = contextvars.ContextVar("backend", default="auto")
@@ -68,17 +71,30 @@ def backend(name: str) -> Iterator[None]:
         _requested.reset(token)
 
 
-def select(array: np.ndarray, numpy_body: Callable, numba_body: Callable) -> Callable:
-    """The body that runs on this array. CUDA arrays get their own body with the CUDA kernels."""
+def select(array: Any, numpy_body: Callable, numba_body: Callable, cuda_body: Callable) -> Callable:
+    """The body that runs on this array: an array on a GPU leaves no choice."""
+    if not isinstance(array, np.ndarray):
+        return cuda_body
     name = _requested.get()
     if name == "auto":
         name = _auto()
     return numpy_body if name == "numpy" else numba_body
 
 
-def empty(shape: tuple[int, ...], like: np.ndarray) -> np.ndarray:
-    """An uninitialised result beside `like`: same device, same dtype."""
-    return np.empty(shape, like.dtype)
+def empty(shape: tuple[int, ...], like: Any, dtype: Any = None) -> Any:
+    """An uninitialised result beside `like`: same device, same dtype unless another is given."""
+    dtype = like.dtype if dtype is None else dtype
+    if isinstance(like, np.ndarray):
+        return np.empty(shape, dtype)
+    device = device_of(like)
+    assert device is not None
+    with device.active(like):
+        return device.xp.empty(shape, dtype)
+
+
+def arithmetic(dtype: Any) -> Any:
+    """The type in which a kernel computes and sums: float32 for arrays stored in half precision."""
+    return np.float32 if dtype.itemsize == 2 else dtype.type
 
 
 class jit:
@@ -109,41 +125,171 @@ class jit:
         return (self.compiled or self.dispatcher())(*args)
 
 
+class jit_rows(jit):
+    """A jit whose rows are independent: a call on a large batch is cut over the cores.
+
+    The first argument is an array with the rows along its first axis, and so is every other array
+    but those named in `whole`.
+    """
+
+    def __init__(self, function: Callable, whole: tuple[str, ...] = ()):
+        super().__init__(function)
+        names = function.__code__.co_varnames
+        self.whole = frozenset(names.index(name) for name in whole)
+
+    @classmethod
+    def sharing(cls, *whole: str) -> Callable[[Callable], jit_rows]:
+        """@jit_rows.sharing("codebook"): that argument is the same for all rows."""
+        return lambda function: cls(function, whole)
+
+    def __call__(self, *args: Any) -> Any:
+        body = self.compiled or self.dispatcher()
+        count = _threads.parts(args)
+        if count == 1:
+            return body(*args)
+        return _threads.run_in_parts(body, args, self.whole, count)
+
+
 # ------------------------------------------------------------------ checks shared by all kernels
-def check_floats(**arrays: np.ndarray) -> None:
-    """All arrays are float32 or all are float64; TypeError names the one that is not."""
-    first_name, first = next(iter(arrays.items()))
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"{name} must be an array, got {type(array).__name__}")
-        if array.dtype != np.float32 and array.dtype != np.float64:
-            raise TypeError(f"{name} must be float32 or float64, got {array.dtype}")
-        if array.dtype != first.dtype:
-            raise TypeError(f"{name} is {array.dtype}, {first_name} is {first.dtype}")
+FLOATS = ("float32", "float64")
+HALVES = ("float16", "bfloat16")  # storage only, on a GPU: the arithmetic is float32
 
 
-def check_same_shape(**arrays: np.ndarray) -> None:
-    """All arrays have one dtype (float32 or float64) and one shape with at least a batch axis."""
-    check_floats(**arrays)
-    first_name, first = next(iter(arrays.items()))
+def as_array(name: str, value: Any) -> Any:
+    """A NumPy array or a GPU array, as it is; anything that can share its memory, without a copy.
+
+    Through DLPack (`__dlpack__`: PyTorch, JAX ...) or `__cuda_array_interface__`.
+    Raises TypeError for anything else, also for lists: no copy is made behind the caller's back.
+    """
+    if isinstance(value, np.ndarray) or is_device_array(value):
+        return value
+    if hasattr(value, "__cuda_array_interface__"):
+        return cupy_array(name, value)
+    if hasattr(value, "__dlpack_device__"):
+        kind, _ = value.__dlpack_device__()
+        if kind in (1, 3):  # kDLCPU, kDLCUDAHost
+            return np.from_dlpack(value)
+        if kind in (2, 13):  # kDLCUDA, kDLCUDAManaged
+            return cupy_array(name, value)
+        raise TypeError(f"{name} lies on a device that is neither a CPU nor CUDA (DLPack {kind})")
+    raise TypeError(f"{name} must be an array, got {type(value).__name__}")
+
+
+def cupy_array(name: str, value: Any) -> Any:
+    """The same GPU memory as an array of CuPy's; TypeError with the reason if CUDA cannot run."""
+    if problem := cuda_problem():
+        raise TypeError(f"{name} lies on a GPU, and CUDA cannot be used: {problem}")
+    cupy = cupy_device().xp
+    if hasattr(value, "__dlpack__"):
+        return cupy.from_dlpack(value)
+    return cupy.asarray(value)
+
+
+def place(array: Any) -> str:
+    """cpu, or cuda:0 ..."""
+    device = None if isinstance(array, np.ndarray) else device_of(array)
+    return "cpu" if device is None else device.place(array)
+
+
+def check_floats(*, halves: bool = False, **arrays: Any) -> tuple:
+    """The arrays, of one float type and on one device; TypeError names the one that is not.
+
+    halves: whether float16 and bfloat16 will do for arrays on a GPU.
+    """
+    first_name = ""
+    found: list[Any] = []
+    for name, value in arrays.items():
+        array = as_array(name, value)
+        dtype = array.dtype
+        if dtype != np.float32 and dtype != np.float64:
+            allowed = FLOATS if not halves or isinstance(array, np.ndarray) else FLOATS + HALVES
+            if dtype.name not in allowed:
+                more = " (float16 and bfloat16 on a GPU only)" if dtype.name in HALVES else ""
+                raise TypeError(f"{name} must be {' or '.join(FLOATS)}, got {dtype}{more}")
+        if not found:
+            first_name = name
+        elif dtype != found[0].dtype:
+            raise TypeError(f"{name} is {dtype}, {first_name} is {found[0].dtype}")
+        elif type(array) is not np.ndarray and place(array) != place(found[0]):
+            raise TypeError(
+                f"{name} lies on {place(array)}, {first_name} on {place(found[0])}: "
+                "move them to one device"
+            )
+        elif type(found[0]) is not np.ndarray and type(array) is np.ndarray:
+            raise TypeError(
+                f"{name} lies on cpu, {first_name} on {place(found[0])}: move them to one device"
+            )
+        found.append(array)
+    return tuple(found)
+
+
+def check_same_shape(*, halves: bool = False, **arrays: Any) -> tuple:
+    """The arrays, of one float type and one shape with at least a batch axis."""
+    found = check_floats(halves=halves, **arrays)
+    first = found[0]
     if first.ndim == 0:
-        raise ValueError(f"{first_name} needs a batch axis, got a single number")
-    for name, array in arrays.items():
+        raise ValueError(f"{next(iter(arrays))} needs a batch axis, got a single number")
+    for name, array in zip(arrays, found, strict=True):
         if array.shape != first.shape:
-            raise ValueError(f"{name} has shape {array.shape}, {first_name} has {first.shape}")
+            raise ValueError(
+                f"{name} has shape {array.shape}, {next(iter(arrays))} has {first.shape}"
+            )
+    return found
 
 
-def check_dout(dout: np.ndarray, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """The incoming gradient, contiguous, of the output's dtype; ValueError if its shape differs."""
+def check_weight(**weights: float) -> None:
+    """Weights such as beta and free_bits: ValueError unless all are finite and not negative."""
+    for name, value in weights.items():
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name} must be finite and >= 0, got {value}")
+
+
+def kl_floor(free_bits: float, number: Any) -> Any:
+    """The KL that a latent is charged at least: for 0 none at all, so that rounding below 0 is
+    not mistaken for a KL under the floor, which has no gradient.
+    """
+    return number(free_bits if free_bits > 0 else -np.inf)
+
+
+def check_dout(dout: Any, shape: tuple[int, ...], like: Any, dtype: Any = None) -> Any:
+    """The incoming gradient, contiguous, in like's dtype (or the one given) and on its device.
+
+    Raises ValueError if its shape is not the output's, TypeError if it lies elsewhere.
+    """
+    dout = as_array("dout", dout)
+    dtype = like.dtype if dtype is None else dtype
     if dout.shape != shape:
         raise ValueError(f"dout has shape {dout.shape}, the output has {shape}")
-    # writeable, too: Numba compiles a kernel once more for read-only arrays
-    return np.require(dout, dtype, ["C", "W"])
+    if isinstance(like, np.ndarray) and isinstance(dout, np.ndarray):
+        # writeable, too: Numba compiles a kernel once more for read-only arrays
+        return np.require(dout, dtype, ["C", "W"])
+    if place(dout) != place(like):
+        raise TypeError(f"dout lies on {place(dout)}, the output on {place(like)}")
+    return contiguous(dout.astype(dtype, copy=False))
 
 
-def rows(array: np.ndarray) -> np.ndarray:
+def check_rate(dout: Any, like: Any) -> Any:
+    """The gradient that will come in, for each row of `like`: None is 1, a number is for all."""
+    number = arithmetic(like.dtype)
+    if dout is None or isinstance(dout, (int, float, np.number)):
+        rate = empty(like.shape[:1], like, number)
+        rate.fill(1 if dout is None else dout)
+        return rate
+    return check_dout(dout, like.shape[:1], like, number)
+
+
+def contiguous(array: Any) -> Any:
+    """The array in C order: itself, or one copy."""
+    if isinstance(array, np.ndarray):
+        return np.ascontiguousarray(array)
+    device = device_of(array)
+    assert device is not None
+    return array if array.flags.c_contiguous else device.xp.ascontiguousarray(array)
+
+
+def rows(array: Any) -> Any:
     """(B, ...) -> (B, D), contiguous: a view where it can be, else one copy."""
     size = 1
     for n in array.shape[1:]:
         size *= n
-    return np.ascontiguousarray(array).reshape(array.shape[0], size)  # (B, H, W, C) -> (B, H*W*C)
+    return contiguous(array).reshape(array.shape[0], size)  # (B, H, W, C) -> (B, H*W*C)

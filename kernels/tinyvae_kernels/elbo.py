@@ -11,17 +11,33 @@ for each row on its own (Kingma et al. 2016, appendix C.8, average over the mini
 The gradients are those of elbo with respect to the likelihood's parameters and to mu and logvar
 *directly*; the path through the sample z belongs to `reparameterize`.  The forward pass saves the
 gradients themselves, and the two terms, `saved.nll` and `saved.kl` (B,), without beta and
-free_bits: -(nll + kl) is the evidence lower bound whatever was optimised.
+free_bits: -(nll + kl) is the evidence lower bound whatever was optimised.  The backward scales the
+gradients' rows by `dout`; who knows `dout` beforehand calls `..._value_and_grad`, which saves that
+second pass over the data.
+
+Storage in half precision (float16 and bfloat16, on a GPU): the arithmetic is float32, and so are
+the values of the rows and `dout`.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._dispatch import check_floats, check_same_shape, empty, jit, rows, select
+from ._cuda import over_rows
+from ._dispatch import (
+    arithmetic,
+    check_floats,
+    check_rate,
+    check_same_shape,
+    check_weight,
+    empty,
+    jit_rows,
+    kl_floor,
+    rows,
+    select,
+)
 from ._math import expm1
 from .likelihood import (
     _bernoulli_nll_numba,
@@ -30,68 +46,80 @@ from .likelihood import (
     _gaussian_fixed_nll_numpy,
     _gaussian_nll_numba,
     _gaussian_nll_numpy,
-    check_variance,
     fixed_constants,
     scale_rows,
 )
 
 
 class ElboSaved(NamedTuple):
-    """What an ELBO's forward keeps: its two terms (B,), and the gradients of the loss -elbo."""
+    """What an ELBO's forward keeps: its two terms (B,), and its gradients."""
 
-    nll: np.ndarray
-    kl: np.ndarray
-    dparameters: tuple[np.ndarray, ...]
-    dmu: np.ndarray
-    dlogvar: np.ndarray
+    nll: Any
+    kl: Any
+    dparameters: tuple
+    dmu: Any
+    dlogvar: Any
+
+    def gradients(self) -> tuple:
+        """One for each array argument: None for x."""
+        return (*self.dparameters, None, self.dmu, self.dlogvar)
 
 
-def _forward(
-    parameters: dict[str, np.ndarray],
-    x: np.ndarray,
-    mu: np.ndarray,
-    logvar: np.ndarray,
+def _elbo(
+    parameters: dict[str, Any],
+    x: Any,
+    mu: Any,
+    logvar: Any,
+    dout: Any,
     beta: float,
     free_bits: float,
     bodies: tuple,
     constants: tuple = (),
-) -> Any:
-    """Check, allocate, run: all ELBOs differ by their likelihood alone."""
-    check_same_shape(**parameters, x=x)
-    check_same_shape(mu=mu, logvar=logvar)
-    check_floats(x=x, mu=mu)
+) -> tuple[Any, ElboSaved]:
+    """Check, allocate, run: all ELBOs differ by their likelihood alone.
+
+    dout: what the gradients are multiplied by, (B,), a number, or None for 1.
+    """
+    *given, x = check_same_shape(halves=True, **parameters, x=x)
+    mu, logvar = check_same_shape(halves=True, mu=mu, logvar=logvar)
+    check_floats(halves=True, x=x, mu=mu)
     if len(mu) != len(x):
         raise ValueError(f"mu has {len(mu)} rows, x has {len(x)}")
-    if not 0 <= beta < math.inf or not 0 <= free_bits < math.inf:
-        raise ValueError(f"beta and free_bits must be finite and >= 0, got {beta}, {free_bits}")
-    elbo, nll, kl = (empty(x.shape[:1], x) for _ in range(3))
-    dparameters = tuple(empty(x.shape, x) for _ in parameters)
+    check_weight(beta=beta, free_bits=free_bits)
+    number, rate = arithmetic(x.dtype), check_rate(dout, x)
+    elbo, nll, kl = (empty(x.shape[:1], x, number) for _ in range(3))
+    dparameters = tuple(empty(x.shape, x) for _ in given)
     dmu, dlogvar = empty(mu.shape, mu), empty(mu.shape, mu)
     select(x, *bodies)(
-        *(rows(p) for p in parameters.values()), rows(x), nll, *(rows(d) for d in dparameters),
+        *(rows(p) for p in given), rows(x), rate, nll, *(rows(d) for d in dparameters),
         *constants, rows(mu), rows(logvar), kl, rows(dmu), rows(dlogvar), elbo,
-        x.dtype.type(beta), x.dtype.type(free_bits),
+        number(beta), kl_floor(free_bits, number),
     )  # fmt: skip
     return elbo, ElboSaved(nll, kl, dparameters, dmu, dlogvar)
 
 
-def _backward(dout: np.ndarray, saved: ElboSaved) -> tuple:
-    gradients = (*saved.dparameters, None, saved.dmu, saved.dlogvar)
-    return tuple(None if g is None else scale_rows(dout, g, -1.0) for g in gradients)
+def _backward(dout: Any, saved: ElboSaved) -> tuple:
+    return tuple(None if g is None else scale_rows(dout, g) for g in saved.gradients())
+
+
+def _elbo_cuda(kernel: str, parameter: Any, arguments: tuple) -> None:
+    """One launch: value, terms and gradients."""
+    Z = arguments[-4].shape[1]  # dlogvar
+    over_rows("elbo.cu", kernel, parameter.shape, parameter, *arguments, more=(Z,))
 
 
 # ------------------------------------------------------------------------------------ KL, shared
-def _latent_numpy(mu, logvar, kl, dmu, dlogvar, elbo, nll, beta, free_bits):
+def _latent_numpy(mu, logvar, dout, kl, dmu, dlogvar, elbo, nll, beta, free_bits):
     kl_each = 0.5 * (mu**2 + np.expm1(logvar) - logvar)
     kl[:] = kl_each.sum(axis=1)
-    paid = kl_each > free_bits
-    dmu[:] = beta * paid * mu
-    dlogvar[:] = beta * paid * np.expm1(logvar) / 2
+    rate = np.where(kl_each < free_bits, 0, -beta * dout[:, None])
+    dmu[:] = rate * mu
+    dlogvar[:] = rate * np.expm1(logvar) / 2
     elbo[:] = -nll - beta * np.maximum(kl_each, free_bits).sum(axis=1)
 
 
-@jit
-def _latent_numba(mu, logvar, kl, dmu, dlogvar, elbo, nll, beta, free_bits):
+@jit_rows
+def _latent_numba(mu, logvar, dout, kl, dmu, dlogvar, elbo, nll, beta, free_bits):
     zero, half = mu.dtype.type(0), mu.dtype.type(0.5)
     for i in range(mu.shape[0]):
         total, charged = zero, zero
@@ -99,8 +127,8 @@ def _latent_numba(mu, logvar, kl, dmu, dlogvar, elbo, nll, beta, free_bits):
             m, e = mu[i, j], expm1(logvar[i, j])
             kl_each = half * (m * m + (e - logvar[i, j]))
             total += kl_each
-            charged += max(kl_each, free_bits)
-            rate = beta if kl_each > free_bits else zero
+            charged += free_bits if kl_each < free_bits else kl_each
+            rate = zero if kl_each < free_bits else -beta * dout[i]
             dmu[i, j] = rate * m
             dlogvar[i, j] = rate * half * e
         kl[i] = total
@@ -109,10 +137,10 @@ def _latent_numba(mu, logvar, kl, dmu, dlogvar, elbo, nll, beta, free_bits):
 
 # ------------------------------------------------------------------------------------- Bernoulli
 def bernoulli_elbo_forward(
-    logits: np.ndarray,
-    x: np.ndarray,
-    mu: np.ndarray,
-    logvar: np.ndarray,
+    logits: Any,
+    x: Any,
+    mu: Any,
+    logvar: Any,
     *,
     beta: float = 1.0,
     free_bits: float = 0.0,
@@ -122,43 +150,72 @@ def bernoulli_elbo_forward(
     elbo = sum_d l x - softplus(l) - beta sum_j max(kl_j, free_bits)
     logits, x: (B, ...), x in {0, 1}; mu, logvar: (B, Z); beta, free_bits >= 0.
     Returns elbo (B,), saved (with saved.nll and saved.kl, (B,)).
-    Raises ValueError for differing shapes, negative beta or free_bits; TypeError for dtypes.
+    Raises ValueError for differing shapes, a negative weight; TypeError for dtypes, devices.
     """
-    bodies = (_bernoulli_elbo_numpy, _bernoulli_elbo_numba)
-    return _forward({"logits": logits}, x, mu, logvar, beta, free_bits, bodies)
+    parameters = {"logits": logits}
+    return _elbo(parameters, x, mu, logvar, None, beta, free_bits, _BERNOULLI)
 
 
-def bernoulli_elbo_backward(dout: np.ndarray, saved: ElboSaved) -> tuple:
-    """dlogits = delbo (x - sigmoid(logits))      dmu = -delbo beta mu [kl > free_bits].
+def bernoulli_elbo_backward(dout: Any, saved: ElboSaved) -> tuple:
+    """dlogits = delbo (x - sigmoid(logits))      dmu = -delbo beta mu [kl >= free_bits].
 
-    dlogvar = -delbo beta expm1(logvar) / 2 [kl > free_bits]      dx: None
+    dlogvar = -delbo beta expm1(logvar) / 2 [kl >= free_bits]      dx: None
     dout: delbo (B,).  Returns dlogits (B, ...), None, dmu, dlogvar (B, Z).
     """
     return _backward(dout, saved)
 
 
+def bernoulli_elbo_value_and_grad(
+    logits: Any,
+    x: Any,
+    mu: Any,
+    logvar: Any,
+    dout: Any = 1.0,
+    *,
+    beta: float = 1.0,
+    free_bits: float = 0.0,
+) -> Any:
+    """Forward and backward in one pass over the data, for a dout known beforehand.
+
+    dout: (B,) or one number, -1/B for the mean of the loss.
+    Returns elbo (B,), (dlogits (B, ...), None, dmu, dlogvar (B, Z)).
+    """
+    parameters = {"logits": logits}
+    elbo, saved = _elbo(parameters, x, mu, logvar, dout, beta, free_bits, _BERNOULLI)
+    return elbo, saved.gradients()
+
+
 def _bernoulli_elbo_numpy(
-    logits, x, nll, dlogits, mu, logvar, kl, dmu, dlogvar, elbo, beta, free_bits
-):
-    _bernoulli_nll_numpy(logits, x, nll, dlogits)
-    _latent_numpy(mu, logvar, kl, dmu, dlogvar, elbo, nll, beta, free_bits)
+    logits, x, dout, nll, dlogits,
+    mu, logvar, kl, dmu, dlogvar, elbo, beta, free_bits,
+):  # fmt: skip
+    _bernoulli_nll_numpy(logits, x, -dout, nll, dlogits)
+    _latent_numpy(mu, logvar, dout, kl, dmu, dlogvar, elbo, nll, beta, free_bits)
 
 
-@jit
+@jit_rows
 def _bernoulli_elbo_numba(
-    logits, x, nll, dlogits, mu, logvar, kl, dmu, dlogvar, elbo, beta, free_bits
-):
-    _bernoulli_nll_numba(logits, x, nll, dlogits)
-    _latent_numba(mu, logvar, kl, dmu, dlogvar, elbo, nll, beta, free_bits)
+    logits, x, dout, nll, dlogits,
+    mu, logvar, kl, dmu, dlogvar, elbo, beta, free_bits,
+):  # fmt: skip
+    _bernoulli_nll_numba(logits, x, -dout, nll, dlogits)
+    _latent_numba(mu, logvar, dout, kl, dmu, dlogvar, elbo, nll, beta, free_bits)
+
+
+def _bernoulli_elbo_cuda(logits, *arguments):
+    _elbo_cuda("bernoulli_elbo", logits, arguments)
+
+
+_BERNOULLI = (_bernoulli_elbo_numpy, _bernoulli_elbo_numba, _bernoulli_elbo_cuda)
 
 
 # -------------------------------------------------------------------- Gaussian, learned variance
 def gaussian_elbo_forward(
-    x_mu: np.ndarray,
-    x_logvar: np.ndarray,
-    x: np.ndarray,
-    mu: np.ndarray,
-    logvar: np.ndarray,
+    x_mu: Any,
+    x_logvar: Any,
+    x: Any,
+    mu: Any,
+    logvar: Any,
     *,
     beta: float = 1.0,
     free_bits: float = 0.0,
@@ -168,46 +225,73 @@ def gaussian_elbo_forward(
     elbo = sum_d log N(x; x_mu, exp(x_logvar)) - beta sum_j max(kl_j, free_bits)
     x_mu, x_logvar, x: (B, ...); mu, logvar: (B, Z); beta, free_bits >= 0.
     Returns elbo (B,), saved (with saved.nll and saved.kl, (B,)).
-    Raises ValueError for differing shapes, negative beta or free_bits; TypeError for dtypes.
+    Raises ValueError for differing shapes, a negative weight; TypeError for dtypes, devices.
     """
     parameters = {"x_mu": x_mu, "x_logvar": x_logvar}
-    bodies = (_gaussian_elbo_numpy, _gaussian_elbo_numba)
-    return _forward(parameters, x, mu, logvar, beta, free_bits, bodies)
+    return _elbo(parameters, x, mu, logvar, None, beta, free_bits, _GAUSSIAN)
 
 
-def gaussian_elbo_backward(dout: np.ndarray, saved: ElboSaved) -> tuple:
+def gaussian_elbo_backward(dout: Any, saved: ElboSaved) -> tuple:
     """dx_mu = delbo (x - x_mu) / var      dx_logvar = delbo ((x - x_mu)^2 / var - 1) / 2.
 
-    dmu = -delbo beta mu [kl > free_bits]
-    dlogvar = -delbo beta expm1(logvar) / 2 [kl > free_bits]      dx: None
+    dmu = -delbo beta mu [kl >= free_bits]
+    dlogvar = -delbo beta expm1(logvar) / 2 [kl >= free_bits]      dx: None
     dout: delbo (B,).  Returns dx_mu, dx_logvar (B, ...), None, dmu, dlogvar (B, Z).
     """
     return _backward(dout, saved)
 
 
+def gaussian_elbo_value_and_grad(
+    x_mu: Any,
+    x_logvar: Any,
+    x: Any,
+    mu: Any,
+    logvar: Any,
+    dout: Any = 1.0,
+    *,
+    beta: float = 1.0,
+    free_bits: float = 0.0,
+) -> Any:
+    """Forward and backward in one pass over the data, for a dout known beforehand.
+
+    dout: (B,) or one number, -1/B for the mean of the loss.
+    Returns elbo (B,), (dx_mu, dx_logvar (B, ...), None, dmu, dlogvar (B, Z)).
+    """
+    parameters = {"x_mu": x_mu, "x_logvar": x_logvar}
+    elbo, saved = _elbo(parameters, x, mu, logvar, dout, beta, free_bits, _GAUSSIAN)
+    return elbo, saved.gradients()
+
+
 def _gaussian_elbo_numpy(
-    x_mu, x_logvar, x, nll, dx_mu, dx_logvar,
+    x_mu, x_logvar, x, dout, nll, dx_mu, dx_logvar,
     mu, logvar, kl, dmu, dlogvar, elbo, beta, free_bits,
 ):  # fmt: skip
-    _gaussian_nll_numpy(x_mu, x_logvar, x, nll, dx_mu, dx_logvar)
-    _latent_numpy(mu, logvar, kl, dmu, dlogvar, elbo, nll, beta, free_bits)
+    _gaussian_nll_numpy(x_mu, x_logvar, x, -dout, nll, dx_mu, dx_logvar)
+    _latent_numpy(mu, logvar, dout, kl, dmu, dlogvar, elbo, nll, beta, free_bits)
 
 
-@jit
+@jit_rows
 def _gaussian_elbo_numba(
-    x_mu, x_logvar, x, nll, dx_mu, dx_logvar,
+    x_mu, x_logvar, x, dout, nll, dx_mu, dx_logvar,
     mu, logvar, kl, dmu, dlogvar, elbo, beta, free_bits,
 ):  # fmt: skip
-    _gaussian_nll_numba(x_mu, x_logvar, x, nll, dx_mu, dx_logvar)
-    _latent_numba(mu, logvar, kl, dmu, dlogvar, elbo, nll, beta, free_bits)
+    _gaussian_nll_numba(x_mu, x_logvar, x, -dout, nll, dx_mu, dx_logvar)
+    _latent_numba(mu, logvar, dout, kl, dmu, dlogvar, elbo, nll, beta, free_bits)
+
+
+def _gaussian_elbo_cuda(x_mu, *arguments):
+    _elbo_cuda("gaussian_elbo", x_mu, arguments)
+
+
+_GAUSSIAN = (_gaussian_elbo_numpy, _gaussian_elbo_numba, _gaussian_elbo_cuda)
 
 
 # ---------------------------------------------------------------------- Gaussian, fixed variance
 def gaussian_fixed_elbo_forward(
-    x_mu: np.ndarray,
-    x: np.ndarray,
-    mu: np.ndarray,
-    logvar: np.ndarray,
+    x_mu: Any,
+    x: Any,
+    mu: Any,
+    logvar: Any,
     *,
     variance: float = 1.0,
     beta: float = 1.0,
@@ -218,36 +302,67 @@ def gaussian_fixed_elbo_forward(
     elbo = sum_d log N(x; x_mu, variance) - beta sum_j max(kl_j, free_bits)
     x_mu, x: (B, ...); mu, logvar: (B, Z); variance > 0; beta, free_bits >= 0.
     Returns elbo (B,), saved (with saved.nll and saved.kl, (B,)).
-    Raises ValueError for differing shapes or an option out of range; TypeError for dtypes.
+    Raises ValueError for differing shapes, a bad option; TypeError for dtypes, devices.
     """
-    check_floats(x_mu=x_mu)
-    check_variance(variance)
-    bodies = (_gaussian_fixed_elbo_numpy, _gaussian_fixed_elbo_numba)
-    constants = fixed_constants(variance, x_mu.dtype)
-    return _forward({"x_mu": x_mu}, x, mu, logvar, beta, free_bits, bodies, constants)
+    parameters = {"x_mu": x_mu}
+    constants = fixed_constants(variance, x_mu)
+    return _elbo(parameters, x, mu, logvar, None, beta, free_bits, _FIXED, constants)
 
 
-def gaussian_fixed_elbo_backward(dout: np.ndarray, saved: ElboSaved) -> tuple:
-    """dx_mu = delbo (x - x_mu) / variance      dmu = -delbo beta mu [kl > free_bits].
+def gaussian_fixed_elbo_backward(dout: Any, saved: ElboSaved) -> tuple:
+    """dx_mu = delbo (x - x_mu) / variance      dmu = -delbo beta mu [kl >= free_bits].
 
-    dlogvar = -delbo beta expm1(logvar) / 2 [kl > free_bits]      dx: None
+    dlogvar = -delbo beta expm1(logvar) / 2 [kl >= free_bits]      dx: None
     dout: delbo (B,).  Returns dx_mu (B, ...), None, dmu, dlogvar (B, Z).
     """
     return _backward(dout, saved)
 
 
+def gaussian_fixed_elbo_value_and_grad(
+    x_mu: Any,
+    x: Any,
+    mu: Any,
+    logvar: Any,
+    dout: Any = 1.0,
+    *,
+    variance: float = 1.0,
+    beta: float = 1.0,
+    free_bits: float = 0.0,
+) -> Any:
+    """Forward and backward in one pass over the data, for a dout known beforehand.
+
+    dout: (B,) or one number, -1/B for the mean of the loss.
+    Returns elbo (B,), (dx_mu (B, ...), None, dmu, dlogvar (B, Z)).
+    """
+    parameters = {"x_mu": x_mu}
+    constants = fixed_constants(variance, x_mu)
+    elbo, saved = _elbo(parameters, x, mu, logvar, dout, beta, free_bits, _FIXED, constants)
+    return elbo, saved.gradients()
+
+
 def _gaussian_fixed_elbo_numpy(
-    x_mu, x, nll, dx_mu, precision, constant,
+    x_mu, x, dout, nll, dx_mu, precision, constant,
     mu, logvar, kl, dmu, dlogvar, elbo, beta, free_bits,
 ):  # fmt: skip
-    _gaussian_fixed_nll_numpy(x_mu, x, nll, dx_mu, precision, constant)
-    _latent_numpy(mu, logvar, kl, dmu, dlogvar, elbo, nll, beta, free_bits)
+    _gaussian_fixed_nll_numpy(x_mu, x, -dout, nll, dx_mu, precision, constant)
+    _latent_numpy(mu, logvar, dout, kl, dmu, dlogvar, elbo, nll, beta, free_bits)
 
 
-@jit
+@jit_rows
 def _gaussian_fixed_elbo_numba(
-    x_mu, x, nll, dx_mu, precision, constant,
+    x_mu, x, dout, nll, dx_mu, precision, constant,
     mu, logvar, kl, dmu, dlogvar, elbo, beta, free_bits,
 ):  # fmt: skip
-    _gaussian_fixed_nll_numba(x_mu, x, nll, dx_mu, precision, constant)
-    _latent_numba(mu, logvar, kl, dmu, dlogvar, elbo, nll, beta, free_bits)
+    _gaussian_fixed_nll_numba(x_mu, x, -dout, nll, dx_mu, precision, constant)
+    _latent_numba(mu, logvar, dout, kl, dmu, dlogvar, elbo, nll, beta, free_bits)
+
+
+def _gaussian_fixed_elbo_cuda(x_mu, *arguments):
+    _elbo_cuda("gaussian_fixed_elbo", x_mu, arguments)
+
+
+_FIXED = (
+    _gaussian_fixed_elbo_numpy,
+    _gaussian_fixed_elbo_numba,
+    _gaussian_fixed_elbo_cuda,
+)

@@ -6,16 +6,19 @@ Policy: these two, alone in this package, overwrite their arguments: the paramet
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from ._dispatch import check_same_shape, jit, select
+from ._cuda import over_elements
+from ._dispatch import check_same_shape, contiguous, jit_rows, select
 
 
 def adam_update(
-    parameter: np.ndarray,
-    gradient: np.ndarray,
-    m: np.ndarray,
-    v: np.ndarray,
+    parameter: Any,
+    gradient: Any,
+    m: Any,
+    v: Any,
     *,
     step: int,
     learning_rate: float = 1e-3,
@@ -40,13 +43,13 @@ def adam_update(
     numbers = (scale, learning_rate, 1 - learning_rate * weight_decay, beta1, 1 - beta1, beta2,
                1 - beta2, eps, 1 / (1 - beta1**step), 1 / (1 - beta2**step))  # fmt: skip
     constants = (parameter.dtype.type(number) for number in numbers)
-    select(parameter, _adam_update_numpy, _adam_update_numba)(*flat, *constants)
+    select(parameter, _adam_update_numpy, _adam_update_numba, _adam_update_cuda)(*flat, *constants)
 
 
 def sgd_update(
-    parameter: np.ndarray,
-    gradient: np.ndarray,
-    velocity: np.ndarray,
+    parameter: Any,
+    gradient: Any,
+    velocity: Any,
     *,
     learning_rate: float,
     momentum: float = 0.0,
@@ -62,17 +65,18 @@ def sgd_update(
     flat = _flat(parameter=parameter, gradient=gradient, velocity=velocity)
     numbers = (scale, learning_rate, momentum, weight_decay)
     constants = (parameter.dtype.type(number) for number in numbers)
-    select(parameter, _sgd_update_numpy, _sgd_update_numba)(*flat, *constants)
+    select(parameter, _sgd_update_numpy, _sgd_update_numba, _sgd_update_cuda)(*flat, *constants)
 
 
-def _flat(**arrays: np.ndarray) -> list[np.ndarray]:
+def _flat(**arrays: Any) -> list[Any]:
     """Views of all arrays with one axis; the gradient, which is only read, may be copied."""
-    parameter = arrays["parameter"]
-    check_same_shape(**{name: a.reshape(1) if a.ndim == 0 else a for name, a in arrays.items()})
-    for name, array in arrays.items():
+    checked = check_same_shape(
+        **{name: a.reshape(1) if a.ndim == 0 else a for name, a in arrays.items()}
+    )
+    for name, array in zip(arrays, checked, strict=True):
         if name != "gradient" and not array.flags.c_contiguous:
             raise ValueError(f"{name} must be C-contiguous to be updated in place")
-    return [a.reshape(parameter.size) for a in arrays.values()]
+    return [contiguous(a).reshape(a.size) for a in checked]
 
 
 def _adam_update_numpy(p, g, m, v, scale, lr, decay, b1, c1, b2, c2, eps, unbias1, unbias2):
@@ -82,7 +86,7 @@ def _adam_update_numpy(p, g, m, v, scale, lr, decay, b1, c1, b2, c2, eps, unbias
     p[:] = decay * p - lr * (m * unbias1) / (np.sqrt(v * unbias2) + eps)
 
 
-@jit
+@jit_rows
 def _adam_update_numba(p, g, m, v, scale, lr, decay, b1, c1, b2, c2, eps, unbias1, unbias2):
     for i in range(p.size):
         gi = scale * g[i]
@@ -92,13 +96,21 @@ def _adam_update_numba(p, g, m, v, scale, lr, decay, b1, c1, b2, c2, eps, unbias
         p[i] = decay * p[i] - lr * (mi * unbias1) / (np.sqrt(vi * unbias2) + eps)
 
 
+def _adam_update_cuda(p, *arguments):
+    over_elements("optimizer.cu", "adam_update", p.size, p, *arguments)
+
+
 def _sgd_update_numpy(p, g, velocity, scale, lr, momentum, weight_decay):
     velocity[:] = momentum * velocity + scale * g + weight_decay * p
     p[:] = p - lr * velocity
 
 
-@jit
+@jit_rows
 def _sgd_update_numba(p, g, velocity, scale, lr, momentum, weight_decay):
     for i in range(p.size):
         velocity[i] = momentum * velocity[i] + scale * g[i] + weight_decay * p[i]
         p[i] -= lr * velocity[i]
+
+
+def _sgd_update_cuda(p, *arguments):
+    over_elements("optimizer.cu", "sgd_update", p.size, p, *arguments)

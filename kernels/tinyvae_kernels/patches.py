@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._dispatch import check_dout, check_floats, empty, jit, select
+from ._cuda import launch_gather
+from ._dispatch import as_array, check_dout, check_floats, contiguous, empty, jit_rows, select
 
 
 class Geometry(NamedTuple):
@@ -64,7 +65,7 @@ def geometry(
 
 # ----------------------------------------------------------------------------------------- im2col
 def im2col_forward(
-    x: np.ndarray,
+    x: Any,
     *,
     kernel: tuple[int, int],
     stride: int = 1,
@@ -77,36 +78,36 @@ def im2col_forward(
     Returns patches (B*P*Q, R*S*C), saved.
     Raises ValueError if x has not four axes or the filter does not fit.
     """
-    check_floats(x=x)
+    (x,) = check_floats(x=x)
     if x.ndim != 4:
         raise ValueError(f"x must be (B, H, W, C), got shape {x.shape}")
     g = geometry(x.shape[1:], kernel, stride, padding, dilation)
     patches = empty((len(x) * g.P * g.Q, g.R * g.S * g.C), x)
-    select(x, _im2col_numpy, _im2col_numba)(np.ascontiguousarray(x), patches, g)
+    select(x, _im2col_numpy, _im2col_numba, _im2col_cuda)(contiguous(x), patches, g)
     return patches, (g, x.shape)
 
 
-def im2col_backward(dout: np.ndarray, saved: tuple) -> tuple:
+def im2col_backward(dout: Any, saved: tuple) -> tuple:
     """dx = col2im(dpatches): every pixel sums the patches that it is in.
 
     dout: dpatches (B*P*Q, R*S*C).  Returns dx (B, H, W, C), as a tuple of one.
     """
     g, shape = saved
-    dpatches = check_dout(dout, (shape[0] * g.P * g.Q, g.R * g.S * g.C), dout.dtype)
-    dx = empty(shape, dout)
-    select(dout, _col2im_numpy, _col2im_numba)(dpatches, dx, g)
+    dpatches = check_dout(dout, (shape[0] * g.P * g.Q, g.R * g.S * g.C), as_array("dout", dout))
+    dx = empty(shape, dpatches)
+    select(dx, _col2im_numpy, _col2im_numba, _col2im_cuda)(dx, dpatches, g)
     return (dx,)
 
 
 # ----------------------------------------------------------------------------------------- col2im
-def col2im_forward(patches: np.ndarray, *, batch: int, geometry: Geometry) -> Any:
+def col2im_forward(patches: Any, *, batch: int, geometry: Geometry) -> Any:
     """The image in which overlapping patches are summed: the adjoint of im2col.
 
     patches: (B*P*Q, R*S*C); batch: B; geometry: of the image to make.
     Returns x (B, H, W, C), saved.
     Raises ValueError if the patches do not have the geometry's shape.
     """
-    check_floats(patches=patches)
+    (patches,) = check_floats(patches=patches)
     g = geometry
     expected = (batch * g.P * g.Q, g.R * g.S * g.C)
     if patches.shape != expected:
@@ -115,15 +116,15 @@ def col2im_forward(patches: np.ndarray, *, batch: int, geometry: Geometry) -> An
     return x, (g, batch)
 
 
-def col2im_backward(dout: np.ndarray, saved: tuple) -> tuple:
+def col2im_backward(dout: Any, saved: tuple) -> tuple:
     """dpatches = im2col(dx).
 
     dout: dx (B, H, W, C).  Returns dpatches (B*P*Q, R*S*C), as a tuple of one.
     """
     g, batch = saved
-    dx = check_dout(dout, (batch, g.H, g.W, g.C), dout.dtype)
-    dpatches = empty((batch * g.P * g.Q, g.R * g.S * g.C), dout)
-    select(dout, _im2col_numpy, _im2col_numba)(dx, dpatches, g)
+    dx = check_dout(dout, (batch, g.H, g.W, g.C), as_array("dout", dout))
+    dpatches = empty((batch * g.P * g.Q, g.R * g.S * g.C), dx)
+    select(dx, _im2col_numpy, _im2col_numba, _im2col_cuda)(dx, dpatches, g)
     return (dpatches,)
 
 
@@ -147,7 +148,7 @@ def _im2col_numpy(x, patches, g):
             out[:, :, :, r, s] = padded[:, down, across]
 
 
-def _col2im_numpy(patches, x, g):
+def _col2im_numpy(x, patches, g):
     p = g.padding
     padded = np.zeros((len(x), g.H + 2 * p, g.W + 2 * p, g.C), x.dtype)
     source = patches.reshape(len(x), g.P, g.Q, g.R, g.S, g.C)
@@ -161,7 +162,7 @@ def _col2im_numpy(patches, x, g):
 # The indices of the inner loops are unsigned: they cannot be negative, so Numba leaves out its
 # wrap-around test, and LLVM makes wide copies of the loops (EPYC, im2col of 128 x 14 x 14 x 32 into
 # new memory, 4x4/2: 5.0 ms with signed ones, 2.3 with these).
-@jit
+@jit_rows
 def _im2col_numba(x, patches, g):
     source, target, zero = x.reshape(x.size), patches.reshape(patches.size), x.dtype.type(0)
     length, channels = np.uintp(g.S * g.C), np.uintp(g.C)
@@ -192,8 +193,8 @@ def _im2col_numba(x, patches, g):
                                     target[pixel + c] = zero
 
 
-@jit
-def _col2im_numba(patches, x, g):
+@jit_rows
+def _col2im_numba(x, patches, g):
     source, target = patches.reshape(patches.size), x.reshape(x.size)
     length, channels = np.uintp(g.S * g.C), np.uintp(g.C)
     target[:] = x.dtype.type(0)
@@ -217,3 +218,17 @@ def _col2im_numba(patches, x, g):
                                 start = np.uintp(((b * g.H + h) * g.W + w) * g.C)
                                 for c in range(channels):
                                     target[start + c] += source[pixel + c]
+
+
+def _im2col_cuda(x, patches, g):
+    B, packs = x.shape[0], patches.size
+    launch_gather("patches.cu", "im2col", packs, g.C, x, patches, np.int64(B), *_numbers(g))
+
+
+def _col2im_cuda(x, patches, g):
+    B, packs = x.shape[0], x.size
+    launch_gather("patches.cu", "col2im", packs, g.C, x, patches, np.int64(B), *_numbers(g))
+
+
+def _numbers(g: Geometry) -> tuple:
+    return tuple(np.int32(number) for number in g)

@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from ._dispatch import jit, select
+from . import _threads
+from ._cuda import over_noise
+from ._dispatch import as_array, empty, jit, select
 from ._math import cos_turn, log01, sin_turn
 
 MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
@@ -29,15 +31,16 @@ LOW = 0xFFFFFFFF
 
 
 def philox_bits(
-    n: int, *, seed: int, stream: int = 0, step: int = 0, offset: int = 0
-) -> np.ndarray:
+    n: int, *, seed: int, stream: int = 0, step: int = 0, offset: int = 0, like: Any = None
+) -> Any:
     """n random words, (n,) uint32: elements offset .. offset + n of the sequence.
 
+    like: any array; the words are made where it lies, by default in a NumPy array.
     Raises ValueError for a seed outside [0, 2^64), a stream or step outside [0, 2^32).
     """
-    bits = np.empty(n, np.uint32)
-    numbers = _check(n, seed, stream, step, offset)
-    select(bits, _philox_bits_numpy, _philox_bits_numba)(bits, *numbers)
+    words = numbers(n, seed, stream, step, offset)
+    bits = _empty(n, np.uint32, like)
+    select(bits, _philox_bits_numpy, _philox_bits_numba, _philox_bits_cuda)(bits, *words)
     return bits
 
 
@@ -49,15 +52,19 @@ def philox_uniform(
     step: int = 0,
     offset: int = 0,
     dtype: Any = np.float32,
-) -> np.ndarray:
+    like: Any = None,
+) -> Any:
     """Uniform numbers in the open interval (0, 1): u = (2 floor(bits / 2^9) + 1) / 2^24.
 
     Exact in float32, hence equal in float32 and float64.
-    shape: of the result; offset: index of its first element in the sequence.
+    shape: of the result; offset: index of its first element in the sequence; like: any array, the
+    numbers are made where it lies, by default in a NumPy array.
     """
-    uniform = np.empty(shape, _check_dtype(dtype))
-    numbers = _check(uniform.size, seed, stream, step, offset)
-    select(uniform, _philox_uniform_numpy, _philox_uniform_numba)(uniform.reshape(-1), *numbers)
+    uniform = _empty(shape, _check_dtype(dtype), like)
+    words = numbers(uniform.size, seed, stream, step, offset)
+    select(uniform, _philox_uniform_numpy, _uniform_in_parts, _philox_uniform_cuda)(
+        uniform.reshape(-1), *words
+    )
     return uniform
 
 
@@ -69,20 +76,32 @@ def philox_normal(
     step: int = 0,
     offset: int = 0,
     dtype: Any = np.float32,
-) -> np.ndarray:
+    like: Any = None,
+) -> Any:
     """Standard normal numbers, two from two uniform ones (Box and Muller 1958).
 
     n0 = sqrt(-2 log u0) cos(2 pi u1)      n1 = sqrt(-2 log u0) sin(2 pi u1)
-    shape: of the result; offset: index of its first element in the sequence.
+    shape: of the result; offset: index of its first element in the sequence; like: any array, the
+    numbers are made where it lies, by default in a NumPy array.
     """
-    normal = np.empty(shape, _check_dtype(dtype))
-    numbers = _check(normal.size, seed, stream, step, offset)
-    select(normal, _philox_normal_numpy, _philox_normal_numba)(normal.reshape(-1), *numbers)
+    normal = _empty(shape, _check_dtype(dtype), like)
+    words = numbers(normal.size, seed, stream, step, offset)
+    select(normal, _philox_normal_numpy, normal_in_parts, _philox_normal_cuda)(
+        normal.reshape(-1), *words
+    )
     return normal
 
 
-def _check(n: int, seed: int, stream: int, step: int, offset: int) -> tuple[np.integer, ...]:
-    """The numbers in the types the bodies take: key low, key high, stream, step, offset."""
+def _empty(shape: int | tuple[int, ...], dtype: Any, like: Any) -> Any:
+    sizes = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+    return np.empty(sizes, dtype) if like is None else empty(sizes, as_array("like", like), dtype)
+
+
+def numbers(n: int, seed: int, stream: int, step: int, offset: int) -> tuple[np.integer, ...]:
+    """The numbers in the types the bodies take: key low, key high, stream, step, offset.
+
+    Raises ValueError for one that is out of range.
+    """
     bounds = {
         "seed": (seed, 64),
         "stream": (stream, 32),
@@ -239,3 +258,36 @@ def _philox_normal_numba(normal, key0, key1, stream, step, offset):
                 values[4 * i + pair] = radius * cos_turn(turn)
                 values[4 * i + pair + 1] = radius * sin_turn(turn)
         _copy_part(normal, values, first, count, offset)
+
+
+# A part of the sequence is drawn alone by moving its offset, so several threads can draw at once.
+def _in_parts(draw: Any, out: np.ndarray, key: tuple, offset: np.integer) -> None:
+    count = _threads.parts((out,))
+    cuts = [out.size * k // count // 4 * 4 for k in range(count)] + [out.size]
+
+    def part(k: int) -> None:
+        draw(out[cuts[k] : cuts[k + 1]], *key, np.int64(offset + cuts[k]))
+
+    _threads.at_once(part, count)
+
+
+def _uniform_in_parts(uniform, *numbers):
+    _in_parts(_philox_uniform_numba, uniform, numbers[:-1], numbers[-1])
+
+
+def normal_in_parts(normal, *numbers):
+    """Fill normal (n,) on the CPU, by several threads if it is large."""
+    _in_parts(_philox_normal_numba, normal, numbers[:-1], numbers[-1])
+
+
+# ------------------------------------------------------------------------------------ CUDA bodies
+def _philox_bits_cuda(bits, *numbers):
+    over_noise("philox.cu", "philox_bits", bits.size, bits, *numbers)
+
+
+def _philox_uniform_cuda(uniform, *numbers):
+    over_noise("philox.cu", "philox_uniform", uniform.size, uniform, *numbers)
+
+
+def _philox_normal_cuda(normal, *numbers):
+    over_noise("philox.cu", "philox_normal", normal.size, normal, *numbers)
