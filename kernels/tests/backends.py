@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+import simt
+import tinyvae_kernels as kernels
 from gradcheck import Case
 from tinyvae_kernels import PAIRS, backend, geometry
+from tinyvae_kernels._cuda import is_device_array
 
 DTYPES = ("float32", "float64")
 SIZES = [(1, 1), (1, 257), (31, 33), (33, 31), (257, 1), (0, 5), (5, 0)]  # (B, D)
@@ -78,6 +82,7 @@ CASES: dict[str, Callable[[np.random.Generator, int, int], Case]] = {
     "reparameterize": _rows(_normal, _logvar, _normal, data=(2,)),
     "gaussian_sample": _rows(_normal, _logvar, seed=7, stream=3, step=2, offset=5),
     "gaussian_kl": _kl,
+    "gaussian_kl_total": _kl,
     "gaussian_kl_between": _rows(_normal, _logvar, _normal, _logvar),
     "bernoulli_nll": _rows(_logits, _bits, data=(1,)),
     "gaussian_nll": _rows(_normal, _logvar, _normal, data=(2,)),
@@ -85,6 +90,7 @@ CASES: dict[str, Callable[[np.random.Generator, int, int], Case]] = {
     "bernoulli_elbo": _elbo(_logits, _bits),
     "gaussian_elbo": _elbo(_normal, _logvar, _normal),
     "gaussian_fixed_elbo": _elbo(_normal, _normal, variance=0.3),
+    "total": lambda rng, B, D: Case((_normal(rng, B * D),)),
     "im2col": _im2col,
     "col2im": _col2im,
 }
@@ -100,24 +106,50 @@ def example(name: str, B: int, D: int, dtype: Any) -> tuple[Case, np.ndarray]:
     return case._replace(arrays=arrays), rng.standard_normal(out.shape).astype(dtype)
 
 
-def results(name: str, case: Case, dout: np.ndarray, on: str) -> dict[str, np.ndarray]:
+def as_it_is(a: np.ndarray, put: Callable) -> Any:
+    return put(a)
+
+
+@contextlib.contextmanager
+def running_on(on: str) -> Iterator[tuple[Callable, Callable]]:
+    """Inside the block the kernels run on one backend: yields how arrays get there and back.
+
+    numpy, numba; cuda: the CUDA kernels on the CPU, "cuda-reverse" and "cuda-shuffle" with their
+    threads in another order; gpu: the CUDA kernels on a GPU.
+    """
+    if on.startswith("cuda"):
+        with simt.device(on.partition("-")[2] or "forward") as device:
+            yield device.xp.asarray, device.xp.asnumpy
+    elif on == "gpu":
+        import cupy
+
+        yield cupy.asarray, cupy.asnumpy
+    else:
+        with backend(on):
+            yield np.asarray, np.asarray
+
+
+def results(
+    name: str, case: Case, dout: np.ndarray, on: str, layout: Callable = as_it_is
+) -> dict[str, np.ndarray]:
     """Everything that a pair computes on one backend: out, the saved arrays, the gradients."""
     forward, backward = PAIRS[name]
-    with backend(on):
-        out, saved = forward(*case.arrays, **case.options)
-        gradients = backward(dout, saved)
-    found = {"out": out}
-    found |= {f"saved {i}": array for i, array in enumerate(arrays_in(saved))}
-    return found | {f"gradient {i}": g for i, g in enumerate(gradients) if g is not None}
+    with running_on(on) as (put, get):
+        out, saved = forward(*(layout(a, put) for a in case.arrays), **case.options)
+        gradients = backward(layout(dout, put), saved)
+        found = {"out": get(out)}
+        found |= {f"saved {i}": get(array) for i, array in enumerate(arrays_in(saved))}
+        found |= {f"gradient {i}": get(g) for i, g in enumerate(gradients) if g is not None}
+    return found
 
 
-def arrays_in(saved: Any) -> Iterator[np.ndarray]:
+def arrays_in(saved: Any) -> Iterator[Any]:
     """All arrays in nested tuples."""
-    if isinstance(saved, np.ndarray):
-        yield saved
-    elif isinstance(saved, tuple):
+    if isinstance(saved, tuple):
         for part in saved:
             yield from arrays_in(part)
+    elif isinstance(saved, np.ndarray) or is_device_array(saved):
+        yield saved
 
 
 def check_agreement(name: str, dtype: str, on: str) -> None:
@@ -141,14 +173,14 @@ def _check_close(found: np.ndarray, expected: np.ndarray, what: str, D: int) -> 
     np.testing.assert_allclose(found, expected, rtol=rtol, atol=atol, err_msg=what)
 
 
-def strided(a: np.ndarray) -> np.ndarray:
+def strided(a: np.ndarray, put: Callable) -> Any:
     """The same numbers, every other element of a larger array, last axis first in memory."""
     wide = np.full((*a.shape[::-1], 2), np.nan, a.dtype)
     wide[..., 0] = a.transpose()
-    return wide[..., 0].transpose()
+    return put(wide)[..., 0].transpose()
 
 
-def read_only(a: np.ndarray) -> np.ndarray:
+def read_only(a: np.ndarray, put: Callable) -> np.ndarray:
     a = a.copy()
     a.flags.writeable = False
     return a
@@ -158,15 +190,16 @@ def check_layouts(name: str, dtype: str, on: str) -> None:
     """Strided and read-only arguments give the same numbers, and no argument is modified.
 
     Strided ones are copied on the way in: the same machine code, the same bits. Numba compiles
-    read-only ones apart, and is free to round elsewhere there.
+    read-only ones apart, and is free to round elsewhere there. A GPU knows none of these.
     """
     case, dout = example(name, 31, 33, dtype)
     kept = [a.copy() for a in (*case.arrays, dout)]
     expected = results(name, case, dout, on)
-    epsilon = np.finfo(dtype).eps
-    for layout, rtol in ((strided, 0), (read_only, 0 if on == "numpy" else 8 * epsilon)):
-        changed = case._replace(arrays=tuple(layout(a) for a in case.arrays))
-        found = results(name, changed, layout(dout), on)
+    layouts = {strided: 0.0}
+    if on in ("numpy", "numba"):
+        layouts[read_only] = 0.0 if on == "numpy" else 8 * float(np.finfo(dtype).eps)
+    for layout, rtol in layouts.items():
+        found = results(name, case, dout, on, layout)
         for what, value in expected.items():
             message, atol = f"{layout.__name__} {name} {what}", rtol * 33 * 20  # as _check_close
             np.testing.assert_allclose(found[what], value, rtol=rtol, atol=atol, err_msg=message)
@@ -182,8 +215,31 @@ def check_nan_shows(name: str, dtype: str, on: str) -> None:
         case, _ = example(name, 3, 4, dtype)
         row = case.arrays[position].reshape(3, -1)[1]
         row[row.size // 2] = np.nan
-        with np.errstate(invalid="ignore"), backend(on):
-            out, _ = PAIRS[name][0](*case.arrays, **case.options)
+        with np.errstate(invalid="ignore"):
+            out = results(name, case, dout, on)["out"]
+        if out.ndim == 0:  # a total
+            assert np.isnan(out)
+            continue
         bad = np.isnan(out).reshape(3, -1).any(axis=1)
         np.testing.assert_array_equal(bad, [False, True, False], err_msg=f"argument {position}")
         np.testing.assert_array_equal(out[[0, 2]], expected[[0, 2]])
+
+
+def check_value_and_grad(name: str, dtype: str, on: str) -> None:
+    """One pass gives what forward and backward give, for an array of dout and for one number."""
+    case, dout = example(name, 31, 33, dtype)
+    for given in (dout, -0.25):
+        full = np.full_like(dout, given) if isinstance(given, float) else given
+        expected = results(name, case, full, on)
+        with running_on(on) as (put, get):
+            upstream = given if isinstance(given, float) else put(given)
+            out, gradients = getattr(kernels, f"{name}_value_and_grad")(
+                *map(put, case.arrays), upstream, **case.options
+            )
+            np.testing.assert_array_equal(get(out), expected["out"])
+            for i, gradient in enumerate(gradients):
+                wanted = expected.get(f"gradient {i}")
+                assert (gradient is None) == (wanted is None)
+                if gradient is not None:
+                    tolerance = {"rtol": 8 * float(np.finfo(dtype).eps), "atol": 1e-30}
+                    np.testing.assert_allclose(get(gradient), wanted, **tolerance)

@@ -14,11 +14,20 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 import profiles  # noqa: E402, F401  (hypothesis profiles, Numba's cache)
-from tinyvae_kernels import _dispatch  # noqa: E402
+from tinyvae_kernels import _dispatch, cuda_problem  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cuda: needs an NVIDIA GPU")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a GPU say why they do not run."""
+    if problem := cuda_problem():
+        skip = pytest.mark.skip(reason=f"no GPU: {problem}")
+        for item in items:
+            if "cuda" in item.keywords:
+                item.add_marker(skip)
 
 
 @pytest.fixture(autouse=True)

@@ -79,6 +79,11 @@ def rowwise(draw: Draw, *values: Values, data: tuple[int, ...] = (), **options: 
     return Case(arrays, {name: draw(strategy) for name, strategy in options.items()}, data)
 
 
+@st.composite
+def totals(draw: Draw) -> Case:
+    return Case((normal(rngs(draw), (draw(SIZES),)),))
+
+
 def away_from(free_bits: float, mu: np.ndarray, logvar: np.ndarray) -> np.ndarray:
     """mu, moved where the KL of a latent lies near the free bits."""
     kl = 0.5 * (mu**2 + np.expm1(logvar) - logvar)
@@ -109,6 +114,7 @@ FREE_BITS = st.sampled_from([0.0, 0.1, 0.5, 100.0])
 VARIANCES = st.sampled_from([0.1, 1.0, 3.0])
 
 CASES: dict[str, st.SearchStrategy[Case]] = {
+    "total": totals(),
     "im2col": im2cols(),
     "col2im": col2ims(),
     "reparameterize": rowwise(normal, normal, normal, data=(2,)),
@@ -116,6 +122,7 @@ CASES: dict[str, st.SearchStrategy[Case]] = {
         normal, normal, seed=st.integers(0, 2**64 - 1), step=st.integers(0, 9), offset=SIZES
     ),
     "gaussian_kl": gaussian_kls(),
+    "gaussian_kl_total": gaussian_kls(),
     "gaussian_kl_between": rowwise(normal, normal, normal, normal),
     "bernoulli_nll": rowwise(normal, bits, data=(1,)),
     "gaussian_nll": rowwise(normal, normal, normal, data=(2,)),

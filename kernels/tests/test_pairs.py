@@ -13,7 +13,10 @@ from gradcheck import check_pair
 
 every_pair = pytest.mark.parametrize("name", kernels.PAIRS)
 every_dtype = pytest.mark.parametrize("dtype", backends.DTYPES)
-every_backend = pytest.mark.parametrize("on", ["numpy", "numba"])
+CPU, SHIM = ["numpy", "numba"], ["cuda", "cuda-reverse", "cuda-shuffle"]
+GPU = pytest.param("gpu", marks=pytest.mark.cuda)
+every_backend = pytest.mark.parametrize("on", [*CPU, "cuda", GPU])
+ONE_PASS = sorted(n.removesuffix("_value_and_grad") for n in kernels.__all__ if "_and_grad" in n)
 
 
 @pytest.mark.parametrize("on", ["numpy", "auto"])
@@ -24,7 +27,7 @@ def test_backward_agrees_with_finite_differences(name, on, data):
         check_pair(kernels.PAIRS[name], data.draw(kernel_strategies.CASES[name]))
 
 
-@every_backend
+@pytest.mark.parametrize("on", [*CPU, *SHIM, GPU])
 @every_dtype
 @every_pair
 def test_agrees_with_the_float64_reference(name, dtype, on):
@@ -44,3 +47,10 @@ def test_layout_makes_no_difference(name, dtype, on):
 def test_nan_is_not_swallowed(name, dtype, on):
     """But col2im drops what lies outside the image, NaN or not."""
     backends.check_nan_shows(name, dtype, on)
+
+
+@every_backend
+@every_dtype
+@pytest.mark.parametrize("name", ONE_PASS)
+def test_value_and_grad_is_forward_and_backward(name, dtype, on):
+    backends.check_value_and_grad(name, dtype, on)

@@ -16,6 +16,7 @@ from typing import Any
 from ._cuda import cuda_problem
 from ._dispatch import BACKENDS, BackendError, backend, numba_problem
 from ._threads import threads
+from .arena import Arena
 from .elbo import (
     ElboSaved,
     bernoulli_elbo_backward,
@@ -59,11 +60,18 @@ from .patches import (
     im2col_forward,
 )
 from .philox import philox_bits, philox_normal, philox_uniform
+from .total import (
+    gaussian_kl_total_backward,
+    gaussian_kl_total_forward,
+    total_backward,
+    total_forward,
+)
 
 PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "reparameterize": (reparameterize_forward, reparameterize_backward),
     "gaussian_sample": (gaussian_sample_forward, gaussian_sample_backward),
     "gaussian_kl": (gaussian_kl_forward, gaussian_kl_backward),
+    "gaussian_kl_total": (gaussian_kl_total_forward, gaussian_kl_total_backward),
     "gaussian_kl_between": (gaussian_kl_between_forward, gaussian_kl_between_backward),
     "bernoulli_nll": (bernoulli_nll_forward, bernoulli_nll_backward),
     "gaussian_nll": (gaussian_nll_forward, gaussian_nll_backward),
@@ -71,6 +79,7 @@ PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "bernoulli_elbo": (bernoulli_elbo_forward, bernoulli_elbo_backward),
     "gaussian_elbo": (gaussian_elbo_forward, gaussian_elbo_backward),
     "gaussian_fixed_elbo": (gaussian_fixed_elbo_forward, gaussian_fixed_elbo_backward),
+    "total": (total_forward, total_backward),
     "im2col": (im2col_forward, im2col_backward),
     "col2im": (col2im_forward, col2im_backward),
 }
@@ -78,6 +87,7 @@ PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 __all__ = [
     "BACKENDS",
     "PAIRS",
+    "Arena",
     "BackendError",
     "ElboSaved",
     "Geometry",
@@ -105,6 +115,8 @@ __all__ = [
     "gaussian_kl_between_backward",
     "gaussian_kl_between_forward",
     "gaussian_kl_forward",
+    "gaussian_kl_total_backward",
+    "gaussian_kl_total_forward",
     "gaussian_nll_backward",
     "gaussian_nll_forward",
     "gaussian_nll_value_and_grad",
@@ -121,4 +133,6 @@ __all__ = [
     "reparameterize_forward",
     "sgd_update",
     "threads",
+    "total_backward",
+    "total_forward",
 ]

@@ -27,6 +27,9 @@ from ._cuda import cuda_problem, cupy_device, device_of, is_device_array
 
 BACKENDS = ("auto", "numpy", "numba")
 _requested: contextvars.ContextVar[str] = contextvars.ContextVar("backend", default="auto")
+_allocate: contextvars.ContextVar[Callable | None] = contextvars.ContextVar(
+    "allocate", default=None
+)
 
 
 class BackendError(RuntimeError):
@@ -84,6 +87,14 @@ def select(array: Any, numpy_body: Callable, numba_body: Callable, cuda_body: Ca
 def empty(shape: tuple[int, ...], like: Any, dtype: Any = None) -> Any:
     """An uninitialised result beside `like`: same device, same dtype unless another is given."""
     dtype = like.dtype if dtype is None else dtype
+    allocate = _allocate.get()
+    if allocate is not None:
+        return allocate(shape, dtype, like)
+    return plain_empty(shape, dtype, like)
+
+
+def plain_empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
+    """New memory beside `like`."""
     if isinstance(like, np.ndarray):
         return np.empty(shape, dtype)
     device = device_of(like)
@@ -129,22 +140,28 @@ class jit_rows(jit):
     """A jit whose rows are independent: a call on a large batch is cut over the cores.
 
     The first argument is an array with the rows along its first axis, and so is every other array
-    but those named in `whole`.
+    but those named in `whole`.  light: it does little more than move memory.
     """
 
-    def __init__(self, function: Callable, whole: tuple[str, ...] = ()):
+    def __init__(self, function: Callable, whole: tuple[str, ...] = (), light: bool = False):
         super().__init__(function)
         names = function.__code__.co_varnames
         self.whole = frozenset(names.index(name) for name in whole)
+        self.light = light
 
     @classmethod
     def sharing(cls, *whole: str) -> Callable[[Callable], jit_rows]:
         """@jit_rows.sharing("codebook"): that argument is the same for all rows."""
         return lambda function: cls(function, whole)
 
+    @classmethod
+    def moving(cls, function: Callable) -> jit_rows:
+        """@jit_rows.moving: a kernel that only moves memory."""
+        return cls(function, light=True)
+
     def __call__(self, *args: Any) -> Any:
         body = self.compiled or self.dispatcher()
-        count = _threads.parts(args)
+        count = _threads.parts(args, self.light)
         if count == 1:
             return body(*args)
         return _threads.run_in_parts(body, args, self.whole, count)

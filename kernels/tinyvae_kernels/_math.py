@@ -21,6 +21,11 @@ def exp(x: Any) -> Any:
     return np.exp(x)
 
 
+def exp_negative(x: Any) -> Any:
+    """e^x for x <= 0, in float32 to 1e-7: without the care that overflow asks for."""
+    return np.exp(x)
+
+
 def expm1(x: Any) -> Any:
     """e^x - 1, without cancellation near 0; in float32 to 4e-7."""
     return np.expm1(x)
@@ -29,6 +34,11 @@ def expm1(x: Any) -> Any:
 def log1p01(u: Any) -> Any:
     """log(1 + u) for u in [0, 1], the half that softplus needs."""
     return np.log1p(u)
+
+
+def log1p01_and_inverse(u: Any) -> Any:
+    """log(1 + u) and 1 / (1 + u) for u in [0, 1], by one division: softplus and its derivative."""
+    return np.log1p(u), 1 / (1 + u)
 
 
 def log01(u: Any) -> Any:
@@ -44,3 +54,18 @@ def sin_turn(t: Any) -> Any:
 def cos_turn(t: Any) -> Any:
     """cos(2 pi t) for t in [0, 1)."""
     return np.cos(2 * math.pi * t)
+
+
+def log(x: Any) -> Any:
+    """log(x) for normal x > 0; x itself where it is infinite or NaN. In float32 to 3e-7."""
+    return np.log(x)
+
+
+def log1p(u: Any) -> Any:
+    """log(1 + u) for u > -1, without cancellation near 0; in float32 to 3e-7."""
+    return np.log1p(u)
+
+
+def row_max(row: Any) -> Any:
+    """The largest of a row of numbers, one at least; where some are NaN, it or the largest."""
+    return np.max(row)

@@ -2,7 +2,7 @@
 
 Imported at the first Numba call only. Each float32 function is a range reduction and a short
 polynomial, straight-line code that LLVM turns into SIMD; float64 uses the C library, for it serves
-checks, not speed. Coefficients of exp: Cephes expf (Moshier 1989); logarithms: the series of
+checks, not speed. Coefficients of exp: Cephes expf (Moshier 1989); logarithms:
 2 atanh(s) with s = u / (2 + u); sine and cosine: Taylor on [-pi/4, pi/4].
 """
 
@@ -92,6 +92,18 @@ def _exp(x):
     return body
 
 
+@overload(_math.exp_negative, **_inline)
+def _exp_negative(x):
+    if x != types.float32:
+        return lambda x: math.exp(x)
+
+    def body(x):
+        q, n = _reduce(max(x, f32(-87.3)))
+        return (q + f32(1)) * _power_of_two(n)
+
+    return body
+
+
 @overload(_math.expm1, **_inline)
 def _expm1(x):
     if x != types.float32:
@@ -107,17 +119,20 @@ def _expm1(x):
 
 
 @_helper
+def _atanh_series(t):
+    """(atanh(s) / s - 1) / t for t = s^2 in [0, 1/9]: Chebyshev interpolation, error 1.6e-8."""
+    p = f32(1.3425749e-1)
+    p = p * t + f32(1.4118310e-1)
+    p = p * t + f32(2.0003780e-1)
+    return p * t + f32(3.3333320e-1)
+
+
+@_helper
 def _log1p_small(u):
-    """log(1 + u) = 2 atanh(u / (2 + u)) for u in [-0.3, 1]: error 1.4e-7 at u = 1."""
+    """log(1 + u) = 2 atanh(s), s = u / (2 + u), for u in [-0.3, 1]."""
     s = u / (f32(2) + u)
     t = s * s
-    p = f32(1 / 13)
-    p = p * t + f32(1 / 11)
-    p = p * t + f32(1 / 9)
-    p = p * t + f32(1 / 7)
-    p = p * t + f32(1 / 5)
-    p = p * t + f32(1 / 3)
-    return f32(2) * s * (p * t + f32(1))
+    return f32(2) * s * (_atanh_series(t) * t + f32(1))
 
 
 @overload(_math.log1p01, **_inline)
@@ -125,6 +140,22 @@ def _log1p01(u):
     if u != types.float32:
         return lambda u: math.log1p(u)
     return lambda u: _log1p_small(u)
+
+
+@overload(_math.log1p01_and_inverse, **_inline)
+def _log1p01_and_inverse(u):
+    if u != types.float32:
+        return lambda u: (math.log1p(u), 1 / (1 + u))
+
+    def body(u):
+        # a vector division costs as much as ten products: divide once, by (1 + u) (2 + u)
+        one, two = f32(1) + u, f32(2) + u
+        d = f32(1) / (one * two)
+        s = u * d * one
+        t = s * s
+        return f32(2) * s * (_atanh_series(t) * t + f32(1)), d * two
+
+    return body
 
 
 @overload(_math.log01, **_inline)
@@ -177,5 +208,53 @@ def _cos_turn(t):
         # cos(2 pi t) = sin(2 pi (1/4 - |s|)) with s in [-1/2, 1/2]
         s = t - np.floor(t + f32(0.5))
         return _sin_quarter(f32(6.2831853) * (f32(0.25) - abs(s)))
+
+    return body
+
+
+@_helper
+def _log1p_reduced(x, u):
+    """log x, where u is x - 1, perhaps more exactly than x; infinities and NaN come through."""
+    bits = _bits_from_float(x)
+    n = np.int32(bits - np.int32(0x3F3504F3)) >> np.int32(23)  # x = 2^n m, as in log01
+    m = _float_from_bits(bits - (n << np.int32(23)))
+    value = f32(n) * f32(0.69314718) + _log1p_small(u if n == 0 else m - f32(1))
+    return value if x < f32(np.inf) else x
+
+
+@overload(_math.log, **_inline)
+def _log(x):
+    if x != types.float32:
+        return lambda x: math.log(x)
+    return lambda x: _log1p_reduced(x, x - f32(1))
+
+
+@overload(_math.log1p, **_inline)
+def _log1p(u):
+    if u != types.float32:
+        return lambda u: math.log1p(u)
+    return lambda u: _log1p_reduced(f32(1) + u, u)
+
+
+@overload(_math.row_max, jit_options={"fastmath": FASTMATH, "nogil": True})
+def _row_max(row):
+    if row.dtype != types.float32:
+
+        def plain(row):
+            top = row[0]
+            for k in range(1, row.shape[0]):
+                top = max(top, row[k])
+            return top
+
+        return plain
+
+    def body(row):
+        # in integers of the same order: a maximum of floats is not vectorized, for fear of NaN
+        sign = np.int32(0x7FFFFFFF)
+        top = np.int32(-0x80000000)
+        for k in range(row.shape[0]):
+            bits = _bits_from_float(row[k])
+            top = max(top, bits ^ ((bits >> np.int32(31)) & sign))
+        return _float_from_bits(top ^ ((top >> np.int32(31)) & sign))
 
     return body

@@ -14,8 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-# Elements of a kernel's largest array from which a second thread pays for waking it.
-WORTH_A_THREAD = 32_768
+# Elements of a kernel's largest array from which a second thread pays for waking it, some 80 us on
+# an EPYC under KVM: that many for each thread if the kernel computes (0.7 ns an element and more
+# there), and more if it only moves memory (0.1 ns).
+WORTH_A_THREAD = 150_000
+WORTH_A_THREAD_LIGHT = 1_000_000
 
 _limit: contextvars.ContextVar[int | None] = contextvars.ContextVar("threads", default=None)
 
@@ -51,13 +54,13 @@ if hasattr(os, "register_at_fork"):  # a child process has none of its parent's 
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def parts(arguments: tuple) -> int:
-    """In how many parts a call is cut."""
+def parts(arguments: tuple, light: bool = False) -> int:
+    """In how many parts a call is cut; light: the kernel does little more than move memory."""
     elements = max(a.size for a in arguments if isinstance(a, np.ndarray))
-    if elements < 2 * WORTH_A_THREAD:
+    worth = WORTH_A_THREAD_LIGHT if light else WORTH_A_THREAD
+    if elements < 2 * worth:
         return 1
-    limit = _limit.get() or cores()
-    return max(1, min(limit, len(arguments[0]), elements // WORTH_A_THREAD))
+    return max(1, min(_limit.get() or cores(), len(arguments[0]), elements // worth))
 
 
 def run_in_parts(body: Callable, arguments: tuple, whole: frozenset[int], count: int) -> None:

@@ -29,7 +29,7 @@ from ._dispatch import (
     rows,
     select,
 )
-from ._math import exp, log1p01
+from ._math import exp, exp_negative, log1p01_and_inverse
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -48,7 +48,7 @@ def _scale_rows_numpy(dout, gradient, scaled):
     np.multiply(dout[:, None], gradient, out=scaled)
 
 
-@jit_rows
+@jit_rows.moving
 def _scale_rows_numba(dout, gradient, scaled):
     for i in range(gradient.shape[0]):
         factor = dout[i]
@@ -112,14 +112,14 @@ def _bernoulli_nll_numpy(logits, x, rate, nll, dlogits):
 
 @jit_rows
 def _bernoulli_nll_numba(logits, x, rate, nll, dlogits):
-    zero, one = logits.dtype.type(0), logits.dtype.type(1)
+    zero = logits.dtype.type(0)
     for i in range(logits.shape[0]):
         total, scale = zero, rate[i]
         for j in range(logits.shape[1]):
             l = logits[i, j]  # noqa: E741  (the formula's letter)
-            e = exp(-abs(l))  # in (0, 1]: nothing overflows
-            r = one / (one + e)
-            total += max(l, zero) - l * x[i, j] + log1p01(e)
+            e = exp_negative(-abs(l))  # in (0, 1]: nothing overflows
+            log1p_e, r = log1p01_and_inverse(e)
+            total += max(l, zero) - l * x[i, j] + log1p_e
             dlogits[i, j] = scale * ((r if l >= zero else e * r) - x[i, j])
         nll[i] = total
 

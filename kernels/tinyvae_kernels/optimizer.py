@@ -86,7 +86,7 @@ def _adam_update_numpy(p, g, m, v, scale, lr, decay, b1, c1, b2, c2, eps, unbias
     p[:] = decay * p - lr * (m * unbias1) / (np.sqrt(v * unbias2) + eps)
 
 
-@jit_rows
+@jit_rows.moving
 def _adam_update_numba(p, g, m, v, scale, lr, decay, b1, c1, b2, c2, eps, unbias1, unbias2):
     for i in range(p.size):
         gi = scale * g[i]
@@ -105,7 +105,7 @@ def _sgd_update_numpy(p, g, velocity, scale, lr, momentum, weight_decay):
     p[:] = p - lr * velocity
 
 
-@jit_rows
+@jit_rows.moving
 def _sgd_update_numba(p, g, velocity, scale, lr, momentum, weight_decay):
     for i in range(p.size):
         velocity[i] = momentum * velocity[i] + scale * g[i] + weight_decay * p[i]

@@ -162,7 +162,7 @@ def _col2im_numpy(x, patches, g):
 # The indices of the inner loops are unsigned: they cannot be negative, so Numba leaves out its
 # wrap-around test, and LLVM makes wide copies of the loops (EPYC, im2col of 128 x 14 x 14 x 32 into
 # new memory, 4x4/2: 5.0 ms with signed ones, 2.3 with these).
-@jit_rows
+@jit_rows.moving
 def _im2col_numba(x, patches, g):
     source, target, zero = x.reshape(x.size), patches.reshape(patches.size), x.dtype.type(0)
     length, channels = np.uintp(g.S * g.C), np.uintp(g.C)
@@ -193,7 +193,7 @@ def _im2col_numba(x, patches, g):
                                     target[pixel + c] = zero
 
 
-@jit_rows
+@jit_rows.moving
 def _col2im_numba(x, patches, g):
     source, target = patches.reshape(patches.size), x.reshape(x.size)
     length, channels = np.uintp(g.S * g.C), np.uintp(g.C)

@@ -1,0 +1,67 @@
+"""Which instances of each kernel template exist: what the shim and the NVRTC test compile.
+
+`KERNELS[file][kernel]` lists the template arguments in C++, "float, 4" and so on: what over_rows,
+over_elements and over_noise in _cuda.py can ask for. A new kernel is a new line here.
+"""
+
+from __future__ import annotations
+
+SIZES = {"float": 4, "double": 8, "tinyvae::half": 2, "tinyvae::bfloat16": 2}
+FLOATS = ("float", "double")
+HALVES = ("tinyvae::half", "tinyvae::bfloat16")
+VECTOR = 16  # bytes
+
+
+def wide(types: tuple[str, ...] = FLOATS) -> tuple[str, ...]:
+    """One element at a time and 16 bytes' worth: over_rows and over_elements."""
+    return tuple(f"{name}, {width}" for name in types for width in (1, VECTOR // SIZES[name]))
+
+
+def noise(types: tuple[str, ...] = FLOATS) -> tuple[str, ...]:
+    """One element at a time and a whole Philox block: over_noise."""
+    return tuple(f"{name}, {width}" for name in types for width in (1, 4))
+
+
+ALL = FLOATS + HALVES
+
+KERNELS: dict[str, dict[str, tuple[str, ...]]] = {
+    "philox.cu": {
+        "philox_bits": ("1", "4"),
+        "philox_uniform": noise(),
+        "philox_normal": noise(),
+    },
+    "gaussian.cu": {
+        "reparameterize_forward": wide(ALL),
+        "reparameterize_backward": wide(ALL),
+        "gaussian_sample_forward": noise(ALL),
+        "gaussian_sample_backward": noise(ALL),
+        "gaussian_kl_forward": wide(ALL),
+        "gaussian_kl_backward": wide(ALL),
+        "gaussian_kl_between_forward": wide(ALL),
+        "gaussian_kl_between_backward": wide(ALL),
+    },
+    "likelihood.cu": {
+        "bernoulli_nll": wide(ALL),
+        "gaussian_nll": wide(ALL),
+        "gaussian_fixed_nll": wide(ALL),
+        "scale_rows": wide(ALL),
+    },
+    "elbo.cu": {
+        "bernoulli_elbo": wide(ALL),
+        "gaussian_elbo": wide(ALL),
+        "gaussian_fixed_elbo": wide(ALL),
+    },
+    "importance.cu": {"log_mean_exp_forward": wide()},
+    "patches.cu": {"im2col": wide(), "col2im": wide()},
+    "optimizer.cu": {"adam_update": wide(), "sgd_update": wide()},
+    "total.cu": {"total": FLOATS, "spread": FLOATS},
+}
+
+
+def names(file: str) -> list[str]:
+    """The C++ names of all instances of a file's kernels: "tinyvae::philox_bits<1>" ..."""
+    return [
+        f"tinyvae::{kernel}<{arguments}>"
+        for kernel, instances in KERNELS[file].items()
+        for arguments in instances
+    ]

@@ -1,0 +1,87 @@
+"""The sum over a batch: from the values of rows, (B,), to one number.
+
+Accumulated in float64 and in one fixed order, whatever the rows' type: the same bits every time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ._cuda import launch, typed
+from ._dispatch import check_dout, check_floats, contiguous, empty, jit, select
+from .gaussian import gaussian_kl_backward, gaussian_kl_forward
+
+
+def total_forward(values: Any) -> Any:
+    """total = sum_i values_i.
+
+    values: (B,).  Returns total (), of values' type, saved.
+    Raises ValueError if values has not one axis.
+    """
+    (values,) = check_floats(values=values)
+    if values.ndim != 1:
+        raise ValueError(f"values must be (B,), got shape {values.shape}")
+    total = empty((1,), values)
+    select(values, _total_numpy, _total_numba, _total_cuda)(contiguous(values), total)
+    return total.reshape(()), (values.shape, total)
+
+
+def total_backward(dout: Any, saved: tuple) -> tuple:
+    """dvalues_i = dtotal.
+
+    dout: dtotal ().  Returns dvalues (B,), as a tuple of one.
+    """
+    shape, like = saved
+    dtotal = check_dout(dout, (), like)
+    dvalues = empty(shape, like)
+    select(dvalues, _spread, _spread, _spread_cuda)(dtotal.reshape(1), dvalues)
+    return (dvalues,)
+
+
+def _total_numpy(values, total):
+    total[0] = values.sum(dtype=np.float64)
+
+
+@jit
+def _total_numba(values, total):
+    accumulated = np.float64(0)
+    for i in range(values.size):
+        accumulated += values[i]
+    total[0] = accumulated
+
+
+def _total_cuda(values, total):
+    arguments = (values, total, np.int64(values.size))
+    launch("total.cu", typed("total", values.dtype), 1, 256, arguments)
+
+
+def _spread(dtotal, dvalues):
+    dvalues[:] = dtotal[0]
+
+
+def _spread_cuda(dtotal, dvalues):
+    arguments = (dtotal, dvalues, np.int64(dvalues.size))
+    launch("total.cu", typed("spread", dvalues.dtype), -(-dvalues.size // 256), 256, arguments)
+
+
+# -------------------------------------------------------------------- the KL of a whole batch
+def gaussian_kl_total_forward(mu: Any, logvar: Any, *, free_bits: float = 0.0) -> Any:
+    """KL(N(mu, sigma^2) || N(0, I)) summed over the rows, in nats: see gaussian_kl.
+
+    mu, logvar: (B, Z).  Returns kl (), saved.
+    """
+    kl, saved = gaussian_kl_forward(mu, logvar, free_bits=free_bits)
+    out, saved_total = total_forward(kl)
+    return out, (saved, saved_total)
+
+
+def gaussian_kl_total_backward(dout: Any, saved: tuple) -> tuple:
+    """dmu = dkl mu      dlogvar = dkl expm1(logvar) / 2      and 0 where kl_j < free_bits.
+
+    dout: dkl ().  Returns dmu, dlogvar (B, Z).
+    """
+    saved_rows, saved_total = saved
+    (dkl,) = total_backward(dout, saved_total)
+    return gaussian_kl_backward(dkl, saved_rows)
