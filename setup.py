@@ -4,6 +4,8 @@ from setuptools import find_packages, setup
 
 cli = ["typer>=0.12", "rich>=13", "matplotlib>=3.8", "pillow>=10"]
 evaluation = ["scikit-learn>=1.4"]
+# what compiles the CUDA kernels without a GPU; pinned, for the tests hold a table of its registers
+compilers = ["nvidia-cuda-nvrtc==13.5.37", "nvidia-cuda-nvdisasm==13.5.37"]
 
 setup(
     packages=find_packages(include=["tinyvae", "tinyvae.*"])
@@ -16,9 +18,23 @@ setup(
         "cli": cli,
         "eval": evaluation,
         "all": cli + evaluation,
+        # CuPy, the compiler that it calls, the runtime with its headers, and matrix products
+        "cuda12": [
+            "cupy-cuda12x>=13.4",
+            "nvidia-cuda-nvrtc-cu12",
+            "nvidia-cuda-runtime-cu12",
+            "nvidia-cublas-cu12",
+        ],
+        "cuda13": [
+            "cupy-cuda13x>=13.6",
+            "nvidia-cuda-nvrtc",
+            "nvidia-cuda-runtime",
+            "nvidia-cublas",
+        ],
         "test": cli
         + evaluation
-        + ["pytest>=8", "hypothesis>=6.100", "scipy>=1.11", "ruff>=0.8", "mypy>=1.11"],
+        + compilers
+        + ["pytest>=8", "hypothesis>=6.100", "scipy>=1.11", "ml_dtypes", "ruff>=0.8", "mypy>=1.11"],
     },
     entry_points={"console_scripts": ["tinyvae = tinyvae.cli:main"]},
 )
