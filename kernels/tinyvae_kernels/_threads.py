@@ -56,10 +56,13 @@ if hasattr(os, "register_at_fork"):  # a child process has none of its parent's 
 
 def parts(arguments: tuple, light: bool = False) -> int:
     """In how many parts a call is cut; light: the kernel does little more than move memory."""
-    elements = max(a.size for a in arguments if isinstance(a, np.ndarray))
     worth = WORTH_A_THREAD_LIGHT if light else WORTH_A_THREAD
-    if elements < 2 * worth:
+    for array in arguments:  # most calls end here: keep them cheap
+        if isinstance(array, np.ndarray) and array.size >= 2 * worth:
+            break
+    else:
         return 1
+    elements = max(a.size for a in arguments if isinstance(a, np.ndarray))
     return max(1, min(_limit.get() or cores(), len(arguments[0]), elements // worth))
 
 

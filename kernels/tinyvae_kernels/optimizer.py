@@ -70,13 +70,13 @@ def sgd_update(
 
 def _flat(**arrays: Any) -> list[Any]:
     """Views of all arrays with one axis; the gradient, which is only read, may be copied."""
-    checked = check_same_shape(
-        **{name: a.reshape(1) if a.ndim == 0 else a for name, a in arrays.items()}
-    )
+    if arrays["parameter"].ndim == 0:
+        arrays = {name: a.reshape(1) for name, a in arrays.items()}
+    checked = check_same_shape(**arrays)
     for name, array in zip(arrays, checked, strict=True):
         if name != "gradient" and not array.flags.c_contiguous:
             raise ValueError(f"{name} must be C-contiguous to be updated in place")
-    return [contiguous(a).reshape(a.size) for a in checked]
+    return [contiguous(a).reshape(-1) for a in checked]
 
 
 def _adam_update_numpy(p, g, m, v, scale, lr, decay, b1, c1, b2, c2, eps, unbias1, unbias2):
