@@ -1,4 +1,4 @@
-"""A check that no test leaks global state; the profiles are those of the kernels' tests."""
+"""Where the tests run, and a check that none leaks global state."""
 
 from __future__ import annotations
 
@@ -8,6 +8,42 @@ import numpy as np
 import pytest
 
 import profiles  # noqa: F401  (hypothesis profiles, Numba's cache)
+import simt
+from tinyvae import devices
+
+REAL_PROBLEM = devices.problem
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a GPU say why they do not run."""
+    marked = [item for item in items if item.get_closest_marker("cuda")]
+    if marked and (problem := devices.problem()):
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=f"no GPU: {problem}"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def on_the_cpu():
+    """Tests mean the same everywhere: "auto" is the CPU, whether there is a GPU or not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "problem", lambda: "these tests are for the CPU")
+        patch.setattr(devices, "_warn", lambda reason: None)
+        yield
+
+
+@pytest.fixture
+def real_gpu(monkeypatch: pytest.MonkeyPatch):
+    """For tests marked cuda: "cuda" means what it says."""
+    monkeypatch.setattr(devices, "problem", REAL_PROBLEM)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch):
+    """A stand-in for a GPU: its arrays do not mix with NumPy's, and g++ compiles the kernels."""
+    with simt.device() as device:
+        monkeypatch.setattr(devices, "problem", lambda: None)
+        monkeypatch.setattr(devices, "cupy_device", lambda: device)
+        yield device
 
 
 def _global_state() -> dict[str, object]:

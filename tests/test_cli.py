@@ -13,6 +13,7 @@ import signal
 import struct
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from rich.console import Console
 from safetensors.numpy import save_file
 
 import tinyvae as tv
-from tinyvae import checking, checkpoint, cli, console, runs
+from tinyvae import checking, checkpoint, cli, console, devices, runs
 from tinyvae.data import load
 
 ROOT = Path(__file__).parents[1]
@@ -138,7 +139,7 @@ def test_every_hyperparameter_can_be_given():
     from typer.main import get_command
 
     options = {parameter.name for parameter in get_command(cli.app).commands["train"].params}
-    assert set(tv.VAE().get_params()) - options == {"encoder", "decoder", "device", "random_state"}
+    assert set(tv.VAE().get_params()) - options == {"encoder", "decoder", "random_state"}
 
 
 def test_help_imports_little():
@@ -356,7 +357,7 @@ def test_overwrite_keeps_the_old_run_if_the_new_one_cannot_start(run):
 
 
 RESUME_ERRORS = {
-    "--beta 2": "with --beta 1.0, not 2.0: only --epochs and --patience may change",
+    "--beta 2": "with --beta 1.0, not 2.0: only --epochs, --patience and --device may change",
     "--hidden 7,8": "with --hidden 16, not 7,8",
     "--seed 5": "with --seed 0, not 5",
     "--binarize none": "with --binarize dynamic, not none",
@@ -452,8 +453,68 @@ def test_gradcheck(monkeypatch):
 
 def test_info():
     printed = done("info")
-    for word in (tv.__version__, np.__version__, "numba: ", "cuda: no, ", "threads", "data"):
+    for word in (tv.__version__, np.__version__, "numba: ", "threads", "data"):
         assert word in printed
+
+
+def test_info_says_in_one_line_why_there_is_no_cuda(monkeypatch):
+    reason = "compute capability 6.1 is below 7.5"
+    monkeypatch.setattr(devices, "problem", lambda: reason)
+    assert f" cuda: no, {reason}\n" in done("info")
+    monkeypatch.setattr(devices, "problem", lambda: None)
+    monkeypatch.setattr(devices, "describe", lambda: "NVIDIA T4, compute capability 7.5")
+    assert " cuda: yes, NVIDIA T4, compute capability 7.5\n" in done("info")
+
+
+# ---------------------------------------------------------------------------------------- devices
+def test_a_device_that_cannot_be_used_is_one_line_before_any_work(run, here, monkeypatch):
+    monkeypatch.setattr(devices, "problem", lambda: "no CUDA device is visible")
+    monkeypatch.setattr(runs, "load_data", None)  # would be work
+    line = "error: device 'cuda' cannot be used: no CUDA device is visible\n"
+    assert fails("train", "digits", "--device", "cuda", "--out", "new") == line
+    assert not Path("new").exists()
+    looks = ("evaluate", "sample", "reconstruct", "interpolate", "traverse", "encode")
+    before = sorted(run.iterdir())
+    for command in looks:
+        assert fails(command, run, "--device", "cuda") == line
+        assert "unknown device 'gpu'" in fails(command, run, "--device", "gpu")
+    assert sorted(run.iterdir()) == before
+
+
+def test_training_and_looking_on_a_gpu(here, gpu, rng):
+    np.save("rows.npy", (rng.random((40, 16)) < 0.4).astype(np.float32))
+    small = ("--hidden", 5, "--latent-dim", 2, "--batch-size", 16)
+    printed = done("train", "rows.npy", "--epochs", 2, "--out", "a", "--device", "cuda", *small)
+    assert "seed 0, on cuda" in printed
+    config = json.loads(Path("a/config.json").read_text())
+    assert config["options"]["device"] == config["versions"]["device"] == "cuda"
+    launched = len(gpu.launched)
+    for device, count in (("cuda", 1), ("cpu", 0), ("auto", 1)):
+        done("evaluate", "a", "--device", device, "--samples", 2)
+        done("encode", "a", "--device", device, "--out", f"{device}.npy")
+        done("sample", "a", "--device", device, "--out", f"{device}-samples.npy")
+        assert (len(gpu.launched) > launched) == bool(count)
+        launched = len(gpu.launched)
+    np.testing.assert_allclose(np.load("cuda.npy"), np.load("cpu.npy"), rtol=1e-4, atol=1e-5)
+    # a run goes on where it was, or where one says
+    done("train", "--resume", "--out", "a", "--epochs", 3)
+    assert len(gpu.launched) > launched
+    launched = len(gpu.launched)
+    done("train", "--resume", "--out", "a", "--epochs", 4, "--device", "cpu")
+    assert len(gpu.launched) == launched
+    done("train", "rows.npy", "--epochs", 4, "--out", "b", "--device", "cpu", *small)
+    for name, array in arrays(Path("b/model.safetensors")).items():
+        resumed = arrays(Path("a/model.safetensors"))[name]
+        np.testing.assert_allclose(resumed, array, rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_of_before_there_were_devices_is_continued(run):
+    config = json.loads((run / "config.json").read_text())
+    del config["options"]["device"], config["versions"]["device"]
+    (run / "config.json").write_text(json.dumps(config))
+    done("train", "--resume", "--out", run, "--epochs", 4)
+    done("train", "--resume", "--out", run, "--epochs", 5, "--device", "cpu")
+    assert len(metrics(run)) == 5
 
 
 # ---------------------------------------------------------------------------------------- display
@@ -672,8 +733,15 @@ def test_debugging_shows_the_traceback(here, monkeypatch):
     assert result.err.endswith("error: there is no file none\n")
 
 
+def test_a_warning_is_one_line(monkeypatch):
+    monkeypatch.setattr(console, "show_info", lambda _: warnings.warn("no\nGPU", stacklevel=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert tinyvae("info") == Result(0, "", "warning: no GPU\n")
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    def broken(path):
+    def broken(path, device):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(runs, "open_run", broken)

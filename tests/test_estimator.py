@@ -292,7 +292,7 @@ def test_own_modules_that_do_not_fit(digits):
         ({"activation": "rellu"}, "unknown activation 'rellu': did you mean 'relu'"),
         ({"binarize": "dynamc"}, "unknown binarize 'dynamc': did you mean 'dynamic'"),
         ({"dtype": "float16"}, "unknown dtype 'float16'"),
-        ({"device": "cuda"}, "device 'cuda' cannot be used"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"likelihood": "gaussian", "variance": -1.0}, "variance must be positive"),
         ({"likelihood": "gaussian", "variance": "learnd"}, "did you mean 'learned'"),
         ({"random_state": "seven"}, "random_state must be None, an int"),

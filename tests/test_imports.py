@@ -15,7 +15,7 @@ KERNELS = ROOT / "kernels" / "tinyvae_kernels"
 
 # Every module imports only from modules before it.  A new module is put in its place here.
 ORDER = [
-    "_text", "_sklearn", "sprites", "data", "checkpoint", "schedules",  # leaves: no tensors
+    "_text", "_sklearn", "devices", "sprites", "data", "checkpoint", "schedules",  # no tensors
     "tensor", "ops", "checking", "optim", "nn", "parallel",
     "batches", "likelihoods", "objectives", "models", "metrics", "train",
     "saved", "estimator", "plots", "runs", "console", "cli", "__main__",
@@ -63,17 +63,18 @@ def test_the_walk_sees_imports():
     """Else the test above would pass for any file."""
     assert {"ops", "likelihoods", "tensor"} <= modules_imported(TINYVAE / "objectives.py")
     assert {"nn", "tensor", "_text"} <= modules_imported(TINYVAE / "models" / "vae.py")
-    assert modules_imported(TINYVAE / "tensor.py") == set()
+    assert modules_imported(TINYVAE / "tensor.py") == {"devices"}
     assert "tensor" in modules_imported(TINYVAE / "ops" / "conv.py")
 
 
-def test_kernels_are_imported_by_the_ops_and_the_optimizer_alone():
+def test_kernels_are_imported_by_the_ops_the_optimizer_and_the_devices_alone():
+    """devices: the kernels know which arrays lie on a GPU, and why there is none."""
     users = {
         name_of(path)
         for path in TINYVAE.rglob("*.py")
         if any(n.startswith("tinyvae_kernels") for n in imports(path, ("tinyvae",)))
     }
-    assert users == {"ops", "optim"}
+    assert users == {"ops", "optim", "devices"}
 
 
 def test_kernels_import_nothing_of_tinyvae():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,8 +15,22 @@ from tinyvae.ops import noise
 
 
 @given(data=st.data())
-def test_backward_agrees_with_finite_differences(data):
-    opcheck.check_op("reparameterize", data.draw(strategies.CASES["reparameterize"]))
+@pytest.mark.parametrize("name", ["reparameterize", "gaussian_sample"])
+def test_backward_agrees_with_finite_differences(name, data):
+    opcheck.check_op(name, data.draw(strategies.CASES[name]))
+
+
+def test_gaussian_sample_is_reparameterize_with_the_same_noise(rng):
+    values, dout, gradients = rng.normal(size=(2, 5, 3)), rng.normal(size=(5, 3)), []
+    eps = noise.normal((5, 3), seed=7, stream=2, step=3, dtype=np.float64)
+    for drawn in (True, False):
+        mu, logvar = (Tensor(value, True) for value in values)
+        key = {"seed": 7, "stream": 2, "step": 3}
+        z = ops.gaussian_sample(mu, logvar, **key) if drawn else ops.reparameterize(mu, logvar, eps)
+        z.backward(dout)
+        gradients.append((z.data, mu.grad, logvar.grad))
+    for one, other in zip(*gradients, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-13)
 
 
 def test_is_the_formula_in_elementwise_ops(rng):

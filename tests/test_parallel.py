@@ -7,7 +7,7 @@ import tinyvae as tv
 from tinyvae import nn, ops, parallel
 from tinyvae.models import vae as networks
 from tinyvae.parallel import Shards, shard_count
-from tinyvae_kernels import backend
+from tinyvae_kernels import _threads, backend
 
 B, D, Z = 13, 6, 2
 
@@ -131,6 +131,35 @@ def test_how_many_shards(monkeypatch):
     coupled = nn.Sequential(large, BatchNorm())
     assert coupled.couples()
     assert shard_count(coupled, 128) == 1
+
+
+def test_a_gpu_is_one_shard(gpu, monkeypatch):
+    monkeypatch.setattr(parallel, "cores", lambda: 4)
+    assert shard_count(nn.Linear(1000, 1000).to("cuda"), 128) == 1
+
+
+def test_kernels_use_one_thread_each_inside_shards(monkeypatch):
+    """The shards are the threads already; a network in one piece leaves the kernels theirs."""
+    monkeypatch.setattr(parallel, "cores", lambda: 2)
+    monkeypatch.setattr(parallel, "WORTH_A_THREAD", 1)
+    limits = []
+
+    class Watching(nn.Module):
+        def __init__(self, couples):
+            self.inner, self.couples_rows = nn.Linear(2, 6), couples
+
+        def __call__(self, z):
+            limits.append(_threads._limit.get())
+            return self.inner(z)
+
+    rng = np.random.default_rng(0)
+    x = (rng.random((8, 6)) < 0.5).astype(np.float32)
+    encoder = networks.GaussianEncoder(nn.Linear(6, 4, rng=rng), 4, 2, rng=rng)
+    for couples, expected in ((False, [1] * 4), (True, [None] * 2)):
+        limits.clear()
+        options = {"encoder": encoder, "decoder": Watching(couples), "batch_size": 4, "epochs": 1}
+        tv.VAE(2, random_state=0, **options).fit(x)
+        assert limits[1:-1] == expected  # between the trial at the start and the evaluation
 
 
 def test_a_network_that_couples_rows_trains_in_one_piece(monkeypatch):

@@ -11,6 +11,7 @@ The estimator is `VAE`; the parts to compose are `Tensor`, `differentiable`, `nn
 
 from . import data, likelihoods, metrics, nn, objectives, ops, optim, schedules, train
 from .checking import GradientError, gradcheck
+from .devices import BackendError
 from .estimator import VAE, NotFittedError, load
 from .tensor import NonFiniteError, Tensor, detect_nonfinite, differentiable, no_grad
 from .train import Callback, DivergedError, Interrupted
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "VAE",
+    "BackendError",
     "Callback",
     "DivergedError",
     "GradientError",

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from . import devices
 from ._text import unknown
 from .ops import noise
 from .ops.noise import Stream
@@ -30,6 +31,7 @@ class Rows:
     array: (N, ...) floats, or uint8 that are divided by `scale`.
     shape: of a row as the network sees it.  dtype: of the batches.
     binarize: None, "dynamic" or "static".  seed: of the bits.
+    device: where the batches are made, "cpu" or "cuda"; the rows themselves stay on the CPU.
     """
 
     array: np.ndarray
@@ -38,6 +40,7 @@ class Rows:
     scale: float = 1.0
     binarize: str | None = None
     seed: int = 0
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.binarize is not None and self.binarize not in BINARIZE:
@@ -50,21 +53,25 @@ class Rows:
         """The first n rows."""
         return replace(self, array=self.array[:n])
 
-    def take(self, index: Any, *, stream: Stream, step: int = 0, offset: int = 0) -> np.ndarray:
+    def take(self, index: Any, *, stream: Stream, step: int = 0, offset: int = 0) -> Any:
         """The rows of an index, (B, *shape); dynamic bits come from (stream, step, offset)."""
         if self.binarize == "static":
             raise ValueError("static bits are drawn for all rows at once: use binarized_once()")
-        x = np.asarray(self.array[index], self.dtype)
+        x = self.array[index]
+        if x.dtype != np.uint8:  # pixels travel as bytes
+            x = np.asarray(x, self.dtype)
+        x = devices.move(x, self.device).astype(self.dtype, copy=False)
         if self.scale != 1.0:
             x = x / x.dtype.type(self.scale)
         if self.binarize == "dynamic":
             u = noise.uniform(
-                x.shape, seed=self.seed, stream=stream, step=step, offset=offset, dtype=self.dtype
-            )
+                x.shape, seed=self.seed, stream=stream, step=step, offset=offset, dtype=self.dtype,
+                like=x,
+            )  # fmt: skip
             x = (x > u).astype(self.dtype)
         return x.reshape(len(x), *self.shape)
 
-    def in_order(self, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
+    def in_order(self, batch_size: int) -> Iterator[tuple[int, Any]]:
         """Pairs of first row and batch, from first to last: for evaluation.
 
         Dynamic bits are drawn by row number, always the same ones for the same seed.
@@ -79,7 +86,7 @@ class Rows:
         if self.binarize != "static":
             return self
         bits = np.empty((len(self), *self.shape), np.uint8)
-        size, grey = math.prod(self.shape), replace(self, binarize=None)
+        size, grey = math.prod(self.shape), replace(self, binarize=None, device="cpu")
         for start in range(0, len(self), 1024):
             x = grey.take(slice(start, start + 1024), stream=Stream.STATIC)
             u = noise.uniform(

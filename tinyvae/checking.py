@@ -35,7 +35,8 @@ def gradcheck(
     f: takes the inputs as tensors and returns one tensor of any shape; smooth near them, and the
     same function at every call (fix its noise).
     inputs: float64 arrays are checked; tensors that require a gradient too, in place, so that f
-    may also close over them (a module's parameters); anything else is passed on.
+    may also close over them (a module's parameters); anything else is passed on.  All on the CPU:
+    a GPU's kernels are compared with the CPU's, which are checked here.
     Returns the largest error.  Raises GradientError if it is above rtol, TypeError for float32.
     """
     arguments = [Tensor(a, True) if _is_float64(a) else a for a in inputs]
@@ -134,6 +135,7 @@ CASES: dict[str, Callable[[Any], Case]] = {
     "where": lambda rng: ((_bits(rng, 3, 4) > 0, _normal(rng, 3, 4), _normal(rng, 4)), {}),
     "sum": lambda rng: ((_normal(rng, 3, 4, 2),), {"axis": (0, 2)}),
     "mean": lambda rng: ((_normal(rng, 3, 4),), {"axis": 1, "keepdims": True}),
+    "total": lambda rng: ((_normal(rng, 5),), {}),
     "max": lambda rng: ((_normal(rng, 3, 4),), {"axis": 1}),
     "logsumexp": lambda rng: ((_normal(rng, 3, 4),), {"axis": 1}),
     "log_softmax": lambda rng: ((_normal(rng, 3, 4),), {}),
@@ -158,7 +160,9 @@ CASES: dict[str, Callable[[Any], Case]] = {
         (_normal(rng, 5, 3), _normal(rng, 5, 3), Tensor(_normal(rng, 5, 3))),
         {},
     ),
+    "gaussian_sample": lambda rng: ((_normal(rng, 5, 3), _normal(rng, 5, 3)), {"seed": 1}),
     "gaussian_kl": lambda rng: ((_normal(rng, 5, 3), _normal(rng, 5, 3)), {}),
+    "gaussian_kl_total": lambda rng: ((_normal(rng, 5, 3), _normal(rng, 5, 3)), {}),
     "gaussian_kl_between": lambda rng: (tuple(_normal(rng, 5, 3) for _ in range(4)), {}),
     "bernoulli_nll": lambda rng: ((_normal(rng, 5, 7), Tensor(_bits(rng, 5, 7))), {}),
     "gaussian_nll": lambda rng: (

@@ -17,6 +17,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from . import devices
+
 FORMAT = "tinyvae-1"
 
 
@@ -54,11 +56,11 @@ def write_json(path: str | Path, value: Any) -> None:
         file.write(json.dumps(value, indent=2) + "\n")
 
 
-def write(path: str | Path, arrays: dict[str, np.ndarray], description: dict[str, Any]) -> None:
-    """Write arrays and a JSON-serialisable description to a safetensors file."""
+def write(path: str | Path, arrays: dict[str, Any], description: dict[str, Any]) -> None:
+    """Write arrays, of either device, and a JSON-serialisable description: a safetensors file."""
     from safetensors.numpy import save
 
-    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    arrays = {n: np.asarray(devices.to_host(a), order="C") for n, a in arrays.items()}
     metadata = {
         "format": FORMAT,
         "description": json.dumps(description),
@@ -112,7 +114,7 @@ def _digest(arrays: dict[str, np.ndarray], description: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def prefixed(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def prefixed(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:
     """Put `prefix.` before every name."""
     return {f"{prefix}.{name}": array for name, array in arrays.items()}
 

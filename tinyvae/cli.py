@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,11 +30,12 @@ from . import __version__, checking, console, plots, runs
 from ._text import unknown
 from .checkpoint import replacing
 from .console import say
+from .devices import BackendError
 from .estimator import VAE
 from .runs import KINDS, SPLITS, Opened, writing
 from .train import DivergedError
 
-BAD_INPUT = (ValueError, OSError, ImportError, MemoryError, DivergedError)
+BAD_INPUT = (ValueError, OSError, ImportError, MemoryError, BackendError, DivergedError)
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -50,7 +52,9 @@ def main(arguments: list[str] | None = None) -> None:
     typed = sys.argv[1:] if arguments is None else arguments
     command = shlex.join(["tinyvae", *typed])
     try:
-        code = app(typed, prog_name="tinyvae", standalone_mode=False, obj=command)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code = app(typed, prog_name="tinyvae", standalone_mode=False, obj=command)
     except BAD_INPUT as error:
         if os.environ.get("TINYVAE_DEBUG"):
             traceback.print_exc()
@@ -69,6 +73,15 @@ def _complain(message: str) -> int:
     line = Text.assemble(("error: ", "bold red"), " ".join(message.split()))
     err.print(line, soft_wrap=True)
     return 2
+
+
+def _show_warning(
+    message: Warning | str, category: Any, filename: str, lineno: int, file: Any = None,
+    line: str | None = None,
+) -> None:  # fmt: skip
+    """As Python would, but in one line."""
+    text = Text.assemble(("warning: ", "yellow"), " ".join(str(message).split()))
+    err.print(text, soft_wrap=True)
 
 
 def _message(error: BaseException) -> str:
@@ -106,6 +119,8 @@ Split = Annotated[str, typer.Option(help=_SPLITS, metavar="NAME")]
 Seed = Annotated[int, typer.Option(help="Of all random numbers.", metavar="S", min=0)]
 Number = Annotated[int, typer.Option("--n", help="How many.", metavar="N", min=1)]
 Steps = Annotated[int, typer.Option(help="From end to end.", metavar="N", min=2)]
+Device = Annotated[str, typer.Option(
+    help="Where to compute: cpu, cuda (a GPU), or auto: cuda if it can be used.", metavar="NAME")]
 Picture = Annotated[Path | None, _option(
     "File to write, .png.", "--out", unit="FILE", default="beside the model")]
 
@@ -168,10 +183,14 @@ RunSeed = Annotated[int | None, _option(
     **_of)]
 
 _of = {"panel": "Run"}
+RunDevice = Annotated[str | None, _option(
+    "Where to compute: cpu, cuda (a GPU), or auto: cuda if it can be used.", "--device",
+    unit="NAME", default="auto", **_of)]
 Folder = Annotated[Path | None, _option(
     "Folder to write.", "--out", unit="RUN", default="runs/DATA-TIME", **_of)]
 Resume = Annotated[bool, _option(
-    "Continue the run in --out; only --epochs and --patience may change.", "--resume", **_of)]
+    "Continue the run in --out; only --epochs, --patience and --device may change.", "--resume",
+    **_of)]
 Overwrite = Annotated[bool, _option("Replace the run in --out.", "--overwrite", **_of)]
 Samples = Annotated[int | None, _option(
     "Estimate log p(x) of the test rows, K samples each.", unit="K", default="0: not", **_of)]
@@ -238,6 +257,7 @@ def train(
     patience: Patience = None,
     dtype: DType = None,
     seed: RunSeed = None,
+    device: RunDevice = None,
     folder: Folder = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -292,9 +312,10 @@ def evaluate(
     limit: Limit = None,
     data_dir: DataDir = None,
     array: Array = None,
+    device: Device = "auto",
 ) -> None:
     """Give the ELBO, its terms, log p(x), and the use of the latents."""
-    opened = runs.open_run(run)
+    opened = runs.open_run(run, device)
     model = opened.model
     if samples and model.likelihood == "bce":
         raise ValueError("--samples estimates a log-likelihood, but bce is a plain loss")
@@ -309,9 +330,11 @@ def evaluate(
 
 
 @app.command(rich_help_panel="Look")
-def sample(run: Run, n: Number = 64, seed: Seed = 0, path: Sampled = None) -> None:
+def sample(
+    run: Run, n: Number = 64, seed: Seed = 0, path: Sampled = None, device: Device = "auto"
+) -> None:
     """Draw new rows from the prior, as a picture or an array."""
-    opened = runs.open_run(run)
+    opened = runs.open_run(run, device)
     with _output(path, opened, "samples.png", ".png", ".npy") as file:
         if file.suffix == ".npy":
             _save_array(file, opened.model.sample(n, seed))
@@ -328,9 +351,10 @@ def reconstruct(
     split: Split = "test",
     data_dir: DataDir = None,
     array: Array = None,
+    device: Device = "auto",
 ) -> None:
     """Show rows of DATA and what the model makes of them."""
-    opened = runs.open_run(run)
+    opened = runs.open_run(run, device)
     with _output(path, opened, "reconstructions.png", ".png") as file:
         rows = _rows(opened, source, split, data_dir, array)
         plots.reconstruction(opened.model, rows[:n], file)
@@ -346,9 +370,10 @@ def interpolate(
     split: Split = "test",
     data_dir: DataDir = None,
     array: Array = None,
+    device: Device = "auto",
 ) -> None:
     """Go from one row to another, on a line and on an arc."""
-    opened = runs.open_run(run)
+    opened = runs.open_run(run, device)
     with _output(path, opened, "interpolation.png", ".png") as file:
         numbers = runs.numbers(pair)
         if len(numbers) != 2:
@@ -370,9 +395,10 @@ def traverse(
     split: Split = "test",
     data_dir: DataDir = None,
     array: Array = None,
+    device: Device = "auto",
 ) -> None:
     """Move each latent dimension over the prior's quantiles."""
-    opened = runs.open_run(run)
+    opened = runs.open_run(run, device)
     model, base = opened.model, None
     with _output(path, opened, "traversal.png", ".png") as file:
         if source is None and row is None and model.history_:
@@ -392,9 +418,10 @@ def encode(
     split: Split = "all",
     data_dir: DataDir = None,
     array: Array = None,
+    device: Device = "auto",
 ) -> None:
     """Write the posterior means of rows to an array."""
-    opened = runs.open_run(run)
+    opened = runs.open_run(run, device)
     with _output(path, opened, f"{split}-codes.npy", ".npy") as file:
         rows = _rows(opened, source, split, data_dir, array)
         _save_array(file, opened.model.transform(rows))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import math
 import os
 import platform
@@ -32,7 +31,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from threadpoolctl import threadpool_info
 
-from . import __version__, checking, plots, train
+from . import __version__, checking, devices, plots, train
 from ._text import one_line
 from .data import Dataset, cache_folder
 from .estimator import VAE
@@ -157,7 +156,8 @@ def introduce(model: VAE, data: Dataset, console: Console) -> None:
         say(console, "", f"{model.binarize} binarization: bits are drawn from the values {when}")
     size = sum(tensor.data.size for tensor in model.network_.parameters())
     say(console, "model", f"{model.architecture}, {model.latent_dim} latent dimensions, "
-        f"{size:,} parameters, {model.likelihood}, seed {model.seed_}")  # fmt: skip
+        f"{size:,} parameters, {model.likelihood}, seed {model.seed_}, "
+        f"on {model.device_}")  # fmt: skip
 
 
 def resume_command(folder: Path) -> str:
@@ -269,14 +269,14 @@ def show_info(console: Console) -> None:
     say(console, "tinyvae", f"{__version__}, Python {platform.python_version()}")
     say(console, "on", f"{platform.platform()}, {os.cpu_count()} cores")
     say(console, "with", ", ".join(f"{name} {version(name) or 'missing'}" for name in PACKAGES))
-    missing = "" if importlib.util.find_spec("cupy") else ", and CuPy is missing"
     say(console, "backend", "numpy: yes, the reference")
     try:
         importlib.import_module("numba")
         say(console, "", "numba: yes, the default")
     except ImportError as error:  # missing, or not made for this NumPy
         say(console, "", f"numba: no, {one_line(error)}")
-    say(console, "", f"cuda: no, this version has no CUDA kernels{missing}")
+    problem = devices.problem()
+    say(console, "", f"cuda: no, {problem}" if problem else f"cuda: yes, {devices.describe()}")
     for pool in threadpool_info():
         library = f"{pool['internal_api']} {pool['version'] or ''}".strip()
         say(console, "threads", f"{pool['num_threads']} of {library} ({pool['user_api']})")

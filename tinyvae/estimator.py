@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from . import likelihoods, metrics, ops, saved, schedules
+from . import devices, likelihoods, metrics, ops, saved, schedules
 from ._sklearn import NotFittedError, Parameters
 from ._text import unknown
 from .batches import BINARIZE, Rows
@@ -47,11 +47,13 @@ class VAE(Parameters):
     "linear:0:1:10", or a function of the time in epochs.  free_bits: nats per dimension and row.
     learning_rate: a number or a schedule.  clip_norm: largest gradient norm.  patience: stop when
     the validation ELBO has not risen for so many epochs, and keep the best weights.
-    random_state: None, an int or a NumPy generator.  device: "cpu".  dtype: "float32" or "float64".
+    random_state: None, an int or a NumPy generator.  dtype: "float32" or "float64".
+    device: "cpu", "cuda" (CuPy's arrays, on a GPU), or "auto": cuda if it can be used, else cpu.
 
     Learned: network_, likelihood_, history_ (a dict an epoch), seed_, n_features_in_,
     data_shape_ (of a row as the network sees it), row_shape_ (as it was given), scale_ (uint8
-    pixels are divided by it: 255, or 1 if they are 0 and 1), optimizer_, progress_.
+    pixels are divided by it: 255, or 1 if they are 0 and 1), device_ (cpu or cuda: the network
+    lies there, all that is given and returned on the CPU), optimizer_, progress_.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class VAE(Parameters):
         epochs: int = 10,
         patience: int | None = None,
         random_state: Any = None,
-        device: str = "cpu",
+        device: str = "auto",
         dtype: str = "float32",
     ):
         self.latent_dim = latent_dim
@@ -130,8 +132,7 @@ class VAE(Parameters):
             raise unknown("binarize", self.binarize, [*BINARIZE, None])
         if self.dtype not in DTYPES:
             raise unknown("dtype", self.dtype, DTYPES)
-        if self.device != "cpu":
-            raise ValueError(f"device {self.device!r} cannot be used: this version runs on 'cpu'")
+        devices.resolve(self.device)
         if (self.encoder is None) != (self.decoder is None):
             raise ValueError("give both encoder and decoder, or neither")
         learning_rate = schedules.parse(self.learning_rate)
@@ -160,7 +161,8 @@ class VAE(Parameters):
         checkpoint: a file to write after every epoch; with `resume` training continues from it,
         to the same bits as if it had never stopped.  Ctrl-C saves, then raises Interrupted.
         Raises ValueError for unsuitable hyperparameters or data, DivergedError if the loss is
-        not finite, FileNotFoundError if there is nothing to resume.
+        not finite, FileNotFoundError if there is nothing to resume, BackendError with the reason
+        if device="cuda" cannot be used.
         """
         self._validate()
         X, held_out = self._split(X, validation)
@@ -221,16 +223,17 @@ class VAE(Parameters):
         self.n_features_in_ = rows[0].size
         self.scale_ = 255.0 if rows.dtype == np.uint8 and rows.max(initial=0) > 1 else 1.0
         self._build()
-        self._best_state: dict[str, np.ndarray] | None = None
+        self._best_state: dict[str, Any] | None = None
         self.progress_ = Progress()
         self.history_ = self.progress_.history
 
     def _build(self) -> None:
-        """Network and optimizer for the shapes and the seed at hand."""
+        """Network and optimizer for the shapes and the seed at hand, on the device."""
+        self.device_ = devices.resolve(self.device)
         self.likelihood_ = likelihoods.resolve(self.likelihood, self.variance)
         if self.encoder is not None and self.decoder is not None:
             own = VAENetwork(copy.deepcopy(self.encoder), copy.deepcopy(self.decoder))
-            self.network_ = own.astype(DTYPES[self.dtype])
+            self.network_ = own.astype(DTYPES[self.dtype]).to(self.device_)
             self._check_own_network()
         else:
             self.network_ = networks.build(
@@ -238,13 +241,16 @@ class VAE(Parameters):
                 hidden=tuple(self.hidden), channels=tuple(self.channels),
                 outputs=self.likelihood_.outputs,
                 activation=self.activation, seed=self.seed_, dtype=DTYPES[self.dtype],
-            )  # fmt: skip
+            ).to(self.device_)  # fmt: skip
         self.optimizer_ = Adam(self.network_.parameters(), weight_decay=self.weight_decay)
 
     def _check_own_network(self) -> None:
         """Try a user's modules on two rows of zeros, and say what does not fit."""
         dtype = DTYPES[self.dtype]
-        x = np.zeros((2, *self.data_shape_), dtype)
+        x, z = (
+            devices.move(np.zeros((2, *shape), dtype), self.device_)
+            for shape in (self.data_shape_, (self.latent_dim,))
+        )
         with no_grad():
             encoded = self.network_.encode(x)
             if not isinstance(encoded, tuple) or len(encoded) != 2:
@@ -253,7 +259,7 @@ class VAE(Parameters):
                 if tensor.shape != (2, self.latent_dim):
                     raise ValueError(f"encoder gives {name} of shape {tensor.shape} for 2 rows, "
                                      f"expected (2, {self.latent_dim})")  # fmt: skip
-            output = self.network_.decode(np.zeros((2, self.latent_dim), dtype)).data
+            output = self.network_.decode(z).data
         expected = (*x.shape[:-1], x.shape[-1] * self.likelihood_.outputs)
         if output.shape != expected:
             raise ValueError(f"decoder gives shape {output.shape} for 2 rows, expected {expected}")
@@ -294,7 +300,7 @@ class VAE(Parameters):
             )
         scale = self.scale_ if array.dtype == np.uint8 else 1.0
         dtype = DTYPES[self.dtype]
-        return Rows(array, self.data_shape_, dtype, scale, self.binarize, self.seed_)
+        return Rows(array, self.data_shape_, dtype, scale, self.binarize, self.seed_, self.device_)
 
     def _checked_rows(self, X: Any, name: str, *, bits: bool = True) -> Rows:
         """X, every value checked: finite, and of the kind that the likelihood is for.
@@ -335,14 +341,17 @@ class VAE(Parameters):
         return self._as_given(self.likelihood_.mean(outputs))
 
     def _outputs(self, z: Any) -> np.ndarray:
-        """Raw parameters of p(x | z), in batches."""
+        """Raw parameters of p(x | z), in batches, on the CPU."""
         self._check_fitted()
         z = np.asarray(z, DTYPES[self.dtype])
         if z.ndim != 2 or z.shape[1] != self.latent_dim:
             raise ValueError(f"z must be (N, {self.latent_dim}), got shape {z.shape}")
+        if len(z) == 0:
+            return np.empty((0, *self.data_shape_), z.dtype)
+        batches = (devices.move(z[i : i + BATCH], self.device_) for i in range(0, len(z), BATCH))
         with no_grad():
-            parts = [self.network_.decode(z[i : i + BATCH]).data for i in range(0, len(z), BATCH)]
-        return np.concatenate(parts) if parts else np.empty((0, *self.data_shape_), z.dtype)
+            parts = [self.network_.decode(batch).data for batch in batches]
+        return devices.to_host(np.concatenate(parts))
 
     def reconstruct(self, X: Any) -> np.ndarray:
         """Mean of p(x | z) at the posterior mean of each row, in X's row shape."""
@@ -443,17 +452,25 @@ class VAE(Parameters):
 
 
 def load(
-    path: str | Path, *, encoder: Callable | None = None, decoder: Callable | None = None
+    path: str | Path,
+    *,
+    encoder: Callable | None = None,
+    decoder: Callable | None = None,
+    device: str = "auto",
 ) -> VAE:
     """The model that `VAE.save` or a checkpoint holds.
 
     encoder, decoder: modules like those it was made of, if it had its own.
-    Raises FileNotFoundError, or ValueError if the file is truncated, altered or not tinyvae's.
+    device: as VAE's, wherever the model was trained.
+    Raises FileNotFoundError, or ValueError if the file is truncated, altered or not tinyvae's;
+    BackendError with the reason if device="cuda" cannot be used.
     """
+    devices.resolve(device)
     arrays, description = saved.read(path)
     if description["own_network"] and encoder is None:
         raise ValueError(f"{path} was made with its own encoder and decoder: give them to load")
-    parameters = description["parameters"] | {"encoder": encoder, "decoder": decoder}
+    parameters = description["parameters"]
+    parameters |= {"encoder": encoder, "decoder": decoder, "device": device}
     for name in ("hidden", "channels", "image_shape"):
         parameters[name] = None if parameters[name] is None else tuple(parameters[name])
     model = VAE(**parameters)

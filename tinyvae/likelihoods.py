@@ -40,15 +40,16 @@ class Bernoulli:
         """ELBO (B,) nats, with `beta` and `free_bits`; its terms in `.saved`."""
         return ops.bernoulli_elbo(output, x, mu, logvar, **weights)
 
-    def mean(self, output: np.ndarray) -> np.ndarray:
+    def mean(self, output: Any) -> Any:
         """E[x | z] = sigmoid(output)."""
         return ops.sigmoid(output).data
 
-    def sample(self, output: np.ndarray, *, seed: int, step: int = 0) -> np.ndarray:
+    def sample(self, output: Any, *, seed: int, step: int = 0) -> Any:
         """Bits x ~ p(x | z)."""
         u = noise.uniform(
-            output.shape, seed=seed, stream=noise.Stream.OBSERVE, step=step, dtype=output.dtype
-        )
+            output.shape, seed=seed, stream=noise.Stream.OBSERVE, step=step, dtype=output.dtype,
+            like=output,
+        )  # fmt: skip
         return (u < self.mean(output)).astype(output.dtype)
 
     def check(self, x: np.ndarray, name: str = "X", scale: float = 1.0) -> None:
@@ -128,16 +129,17 @@ class Gaussian:
             return ops.gaussian_elbo(*self._parameters(output), x, mu, logvar, **weights)
         return ops.gaussian_fixed_elbo(output, x, mu, logvar, variance=self.variance, **weights)
 
-    def mean(self, output: np.ndarray) -> np.ndarray:
+    def mean(self, output: Any) -> Any:
         """E[x | z]."""
         return output[..., : output.shape[-1] // self.outputs]
 
-    def sample(self, output: np.ndarray, *, seed: int, step: int = 0) -> np.ndarray:
+    def sample(self, output: Any, *, seed: int, step: int = 0) -> Any:
         """Values x ~ p(x | z)."""
         mean = self.mean(output)
         eps = noise.normal(
-            mean.shape, seed=seed, stream=noise.Stream.OBSERVE, step=step, dtype=output.dtype
-        )
+            mean.shape, seed=seed, stream=noise.Stream.OBSERVE, step=step, dtype=output.dtype,
+            like=output,
+        )  # fmt: skip
         if not self.learned:
             return mean + output.dtype.type(math.sqrt(float(self.variance))) * eps
         _, x_logvar = self._parameters(output)

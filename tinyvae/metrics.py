@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import ops
+from . import devices, ops
 from .batches import Rows
 from .likelihoods import Likelihood
 from .models.vae import VAENetwork
@@ -64,7 +64,8 @@ def encode(network: VAENetwork, rows: Rows, *, batch_size: int = 512) -> tuple:
     """Mean and log-variance of q(z | x) for all rows, each (N, Z)."""
     with no_grad():
         parts = [network.encode(x) for _, x in rows.in_order(batch_size)]
-    return tuple(np.concatenate([part[i].data for part in parts]) for i in (0, 1))
+    columns = (np.concatenate([part[i].data for part in parts]) for i in (0, 1))
+    return tuple(devices.to_host(column) for column in columns)
 
 
 def elbo_rows(
@@ -81,7 +82,7 @@ def elbo_rows(
             z = ops.reparameterize(mu, logvar, _eps(mu.data, seed, start))
             nll, kl = likelihood.nll(network.decode(z), x), ops.gaussian_kl(mu, logvar)
             parts.append((nll.data, kl.data, mu.data, logvar.data))
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    columns = [devices.to_host(np.concatenate(column)) for column in zip(*parts, strict=True)]
     return columns[0], columns[1], columns[2], columns[3]
 
 
@@ -126,7 +127,7 @@ def log_likelihood_rows(
     with no_grad():
         for start, x in rows.in_order(batch_size):
             mu, logvar = (t.data for t in network.encode(x))
-            log_w = np.empty((samples, len(x)))  # (K, B)
+            log_w = np.empty((samples, len(x)), np.float64, like=mu)  # (K, B)
             for k in range(samples):
                 eps = _eps(mu, seed, start, step=k)
                 z = mu + np.exp(logvar / 2) * eps
@@ -135,15 +136,16 @@ def log_likelihood_rows(
                 log_w[k] = log_ratio - likelihood.nll(network.decode(z), x).data
             largest = log_w.max(axis=0)
             estimates.append(largest + np.log(np.exp(log_w - largest).mean(axis=0)))
-    return np.concatenate(estimates)
+    return devices.to_host(np.concatenate(estimates))
 
 
-def _eps(mu: np.ndarray, seed: int, start: int, step: int = 0) -> np.ndarray:
-    """Noise of the rows from `start` on, (B, Z)."""
+def _eps(mu: Any, seed: int, start: int, step: int = 0) -> Any:
+    """Noise of the rows from `start` on, (B, Z), where mu lies."""
     offset = start * mu.shape[1]
     return noise.normal(
-        mu.shape, seed=seed, stream=Stream.EVALUATE, step=step, offset=offset, dtype=mu.dtype
-    )
+        mu.shape, seed=seed, stream=Stream.EVALUATE, step=step, offset=offset, dtype=mu.dtype,
+        like=mu,
+    )  # fmt: skip
 
 
 def collapse_warning(kl_dimensions: Any, active: int) -> str | None:

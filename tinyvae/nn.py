@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from . import ops
+from . import devices, ops
 from .tensor import Tensor
 
 M = TypeVar("M", bound="Module")
@@ -119,12 +119,25 @@ class Module:
             tensor.data, tensor.grad = tensor.data.astype(dtype), None
         return self
 
-    def state_dict(self) -> dict[str, np.ndarray]:
+    def to(self: M, device: str) -> M:
+        """Move all tensors in place to "cpu", "cuda" or, by "auto", the better one of the two.
+
+        Constants that a module holds as tensors go along; make the optimizer afterwards.
+        Returns the module.  Raises BackendError with the reason if "cuda" cannot be used.
+        """
+        device = devices.resolve(device)
+        for module in self.modules():
+            for _, item in module._attributes():
+                if isinstance(item, Tensor):
+                    item.data, item.grad = devices.move(item.data, device), None
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
         """Name -> array, for a checkpoint.  The arrays are the parameters' own, not copies."""
         return {name: tensor.data for name, tensor in self.named_parameters()}
 
-    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Copy arrays into the parameters; the network must have the same names and shapes.
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copy arrays, from either device, into the parameters, of the same names and shapes.
 
         Raises ValueError that names what is missing, unknown or of another shape.
         """
@@ -137,7 +150,8 @@ class Module:
             if state[name].shape != tensor.shape:
                 raise ValueError(f"{name} has shape {state[name].shape}, expected {tensor.shape}")
         for name, tensor in own.items():
-            tensor.data = np.array(state[name], tensor.dtype)
+            values = devices.to_host(state[name])
+            tensor.data = np.array(values, tensor.dtype, like=tensor.data)
             tensor.grad = None
 
 

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
 from tinyvae_kernels import adam_update, sgd_update
 
+from . import devices
 from .tensor import Tensor
 
 
 def gradient_norm(parameters: Iterable[Tensor]) -> float:
     """Euclidean norm of all gradients together; float64 sums of float32 dot products."""
     gradients = (t.grad.reshape(-1) for t in parameters if t.grad is not None)
-    return math.sqrt(sum(float(np.dot(g, g)) for g in gradients))
+    return math.sqrt(sum(np.dot(g, g).astype(np.float64) for g in gradients))  # one wait for a GPU
 
 
 class _Optimizer:
@@ -64,20 +66,21 @@ class _Optimizer:
     def _update(self, tensor: Tensor, i: int, scale: float) -> None:
         raise NotImplementedError
 
-    def state_dict(self) -> dict[str, np.ndarray]:
+    def state_dict(self) -> dict[str, Any]:
         """The state as named arrays: `m.0`, `m.1`, ..., and the count of steps."""
         arrays = {f"{slot}.{i}": a for slot in self.slots for i, a in enumerate(self.state[slot])}
         return arrays | {"steps": np.array(self.steps)}
 
-    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Take over a state; ValueError if it belongs to other parameters."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state, from either device; ValueError if it belongs to other parameters."""
         own = self.state_dict()
         if own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
             raise ValueError("the optimizer's state belongs to other parameters")
         self.steps = int(state["steps"])
         for slot in self.slots:
             for i, array in enumerate(self.state[slot]):
-                array[...] = state[f"{slot}.{i}"]
+                values = devices.to_host(state[f"{slot}.{i}"])
+                array[...] = np.asarray(values, array.dtype, like=array)
 
 
 class Adam(_Optimizer):

@@ -8,15 +8,17 @@ so it does not depend on the number of shards; the sums over the batch do, in th
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
 
+from . import devices
 from .nn import Module
 
 T = TypeVar("T")
@@ -35,12 +37,17 @@ def cores() -> int:
 def shard_count(network: Module, batch_size: int) -> int:
     """How many shards a step of that size is worth: one for each core, or one if it is small.
 
-    One, too, if the network couples the rows of a batch (`Module.couples_rows`).
+    One, too, if the network couples the rows of a batch (`Module.couples_rows`) or lies on a GPU.
     """
-    if network.couples():
+    if network.couples() or on_gpu(network):
         return 1
     work = batch_size * sum(tensor.size for tensor in network.parameters())
     return max(1, min(cores(), batch_size, work // WORTH_A_THREAD))
+
+
+def on_gpu(network: Module) -> bool:
+    """Whether the network lies on a GPU, which is one shard, whatever the number of cores."""
+    return any(devices.is_device_array(tensor.data) for tensor in network.parameters())
 
 
 def _groups(sizes: list[int], count: int) -> list[list[int]]:
@@ -127,8 +134,10 @@ def keep_freed_memory() -> None:
     np.empty(31 * 2**20, np.uint8)
 
 
-def serial_blas() -> Any:
-    """A context in which BLAS runs on one thread: the shards are the threads."""
+@contextlib.contextmanager
+def serial() -> Iterator[None]:
+    """Inside the block BLAS and each kernel run on one thread: the shards are the threads."""
     from threadpoolctl import threadpool_limits
 
-    return threadpool_limits(1, user_api="blas")
+    with threadpool_limits(1, user_api="blas"), devices.threads(1):
+        yield

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, data, likelihoods
+from . import __version__, data, devices, likelihoods
 from ._text import unknown
 from .checkpoint import replacing, write_json
 from .estimator import VAE, load
@@ -36,6 +36,7 @@ PICTURES = ("curves.png", "reconstructions.png", "samples.png")
 FILES = (CONFIG, METRICS, CHECKPOINT, MODEL, *PICTURES)
 MODELS = ("vae",)
 SPLITS = ("train", "validation", "test")
+MAY_CHANGE = ("epochs", "patience", "device")  # when a run is continued
 KINDS = "digits, sprites, mnist, fashion-mnist, or a path"
 # Seen to give the best validation ELBO (-22.6 nats) of what trains in ten seconds on two cores.
 DIGITS: dict[str, Any] = {
@@ -171,15 +172,20 @@ class Opened:
     config: Config | None
 
 
-def open_run(run: Path) -> Opened:
-    """The model of a run folder (unfinished: of its checkpoint), or of a model file."""
+def open_run(run: Path, device: str = "auto") -> Opened:
+    """The model of a run folder (unfinished: of its checkpoint), or of a model file, on a device.
+
+    Raises BackendError with the reason if that device cannot be used.
+    """
+    devices.resolve(device)
     path, folder = run, run.parent
     if run.is_dir():
         folder = run
         path = next((run / n for n in (MODEL, CHECKPOINT) if (run / n).is_file()), run / MODEL)
         if not path.is_file():
             raise FileNotFoundError(f"there is no model in {run}: no {MODEL}, no {CHECKPOINT}")
-    return Opened(load(path), folder, Config.read(folder) if (folder / CONFIG).is_file() else None)
+    model = load(path, device=device)
+    return Opened(model, folder, Config.read(folder) if (folder / CONFIG).is_file() else None)
 
 
 def version(package: str) -> str | None:
@@ -191,7 +197,10 @@ def version(package: str) -> str | None:
 
 # --------------------------------------------------------------------------------------- the plan
 def plan(given: dict[str, Any], command: str) -> tuple[RunFolder, Config]:
-    """Where to train and what, from the options given; ValueError if they contradict."""
+    """Where to train and what, from the options given; ValueError if they contradict.
+
+    BackendError with the reason if the device cannot be used.
+    """
     if given.get("model", "vae") not in MODELS:
         raise unknown("model", given["model"], MODELS)
     if "resume" in given and "overwrite" in given:
@@ -204,6 +213,8 @@ def plan(given: dict[str, Any], command: str) -> tuple[RunFolder, Config]:
     else:  # with --resume too, if the run was killed before it wrote anything
         config = _new(given)
         folder = RunFolder(path or new_folder(config.source))
+    wanted = config.options.get("device", "auto")  # older runs do not say
+    config.versions["device"] = devices.resolve(wanted)
     folder.check_free(overwrite="overwrite" in given)
     config.samples = given.get("samples", config.samples)
     if config.samples and config.is_loss:
@@ -221,7 +232,7 @@ def _new(given: dict[str, Any]) -> Config:
     source = given["source"]
     options = VAE().get_params() | {"random_state": 0} | (DIGITS if source == "digits" else {})
     options |= _options(given)
-    for name in ("encoder", "decoder", "device"):
+    for name in ("encoder", "decoder"):
         del options[name]
     return Config(
         source,
@@ -240,13 +251,13 @@ def _continued(config: Config, given: dict[str, Any]) -> Config:
     now = _options(given) | {k: given[k] for k in ("array", "no_validation") if k in given}
     then = config.options | {"array": config.array, "no_validation": not config.validation}
     for name, value in now.items():
-        if name not in ("epochs", "patience") and value != then[name]:
+        if name not in MAY_CHANGE and value != then[name]:
             flag = "--seed" if name == "random_state" else f"--{name.replace('_', '-')}"
             raise ValueError(
                 f"the run was trained with {flag} {_spell(then[name])}, not {_spell(value)}: "
-                "only --epochs and --patience may change"
+                "only --epochs, --patience and --device may change"
             )
-    config.options |= {name: now[name] for name in ("epochs", "patience") if name in now}
+    config.options |= {name: now[name] for name in MAY_CHANGE if name in now}
     config.source = given.get("source", config.source)  # moved: fit compares the rows
     config.data_dir = absolute(given["data_dir"]) if "data_dir" in given else config.data_dir
     return config

@@ -67,7 +67,7 @@ def resume(path: str | Path, model: Any, X: np.ndarray) -> None:
     """Restore a checkpoint for going on with training on X.
 
     Raises ValueError if the file is no checkpoint, or was trained with other hyperparameters or
-    on other data: only `epochs` and `patience` may change.
+    on other data: only `epochs`, `patience` and `device` may change.
     """
     arrays, description = read(path)
     if "fingerprint" not in description:
@@ -90,10 +90,12 @@ def resume(path: str | Path, model: Any, X: np.ndarray) -> None:
 def plain_parameters(model: Any) -> dict[str, Any]:
     """Hyperparameters as JSON can hold them: schedules and likelihood spelled out.
 
+    Without the device: a file belongs to none, and its reader names one.
     Raises TypeError for a schedule that is a user's own function, or a likelihood that its name
     and variance do not tell whole.
     """
     parameters = model.get_params() | {"encoder": None, "decoder": None, "random_state": None}
+    del parameters["device"]
     for name in ("kl_schedule", "learning_rate"):
         parameters[name] = schedules.spell(parameters[name])
     likelihood = model.likelihood_

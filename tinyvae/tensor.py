@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from . import devices
+
 _order = itertools.count()  # a node is always younger than the nodes of its inputs
 
 
@@ -96,7 +98,7 @@ class _Node:
 class Tensor:
     """An array that may take part in a graph.
 
-    data: the NumPy array.  requires_grad: whether `backward` shall fill `grad`.
+    data: the array, NumPy's or CuPy's.  requires_grad: whether `backward` shall fill `grad`.
     grad: None or an array of data's shape and dtype, on leaves only.
     saved: named terms that the op which made this tensor kept, if any: `elbo.saved.nll`.
     Raises TypeError if a gradient is wanted for anything but float32 or float64.
@@ -107,11 +109,11 @@ class Tensor:
     __hash__ = object.__hash__
 
     def __init__(self, data: Any, requires_grad: bool = False):
-        self.data: np.ndarray = np.asarray(data)
+        self.data: Any = data if type(data) is np.ndarray else devices.as_array(data)
         if requires_grad and self.data.dtype not in (np.float32, np.float64):
             raise TypeError(f"only float32 and float64 have gradients, got {self.data.dtype}")
         self.requires_grad = requires_grad
-        self.grad: np.ndarray | None = None
+        self.grad: Any = None
         self.node: _Node | None = None
         self.saved: Any = None
 
@@ -121,8 +123,8 @@ class Tensor:
     size = property(lambda self: self.data.size)
 
     def numpy(self) -> np.ndarray:
-        """The array itself, without the graph."""
-        return self.data
+        """The array without the graph: itself, or a copy from the GPU."""
+        return devices.to_host(self.data)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.data, dtype) if copy else np.asarray(self.data, dtype)
@@ -147,7 +149,10 @@ class Tensor:
             raise RuntimeError("backward() on a tensor that needs no gradient")
         if dout is None and self.size != 1:
             raise ValueError(f"backward() on shape {self.shape} needs dout of that shape")
-        dout = np.ones_like(self.data) if dout is None else np.array(dout, self.dtype)
+        if dout is None:
+            dout = np.ones_like(self.data)
+        else:
+            dout = np.array(dout, self.dtype, like=self.data)
         if dout.shape != self.shape:
             raise ValueError(f"dout has shape {dout.shape}, the tensor has {self.shape}")
         _backward(self, dout, retain_graph)
@@ -252,7 +257,7 @@ def _accumulate(leaf: Tensor, gradient: np.ndarray) -> None:
     if gradient.shape != leaf.shape:
         raise RuntimeError(f"a gradient of shape {gradient.shape} for a tensor of {leaf.shape}")
     total = gradient if leaf.grad is None else leaf.grad + gradient
-    leaf.grad = np.asarray(total, leaf.dtype)
+    leaf.grad = np.asarray(total, leaf.dtype, like=leaf.data)
 
 
 # -------------------------------------------------------------------------------- differentiable
@@ -272,7 +277,11 @@ def differentiable(forward: Callable, backward: Callable) -> Callable[..., Tenso
         for option, value in options.items():
             if isinstance(value, Tensor):
                 raise TypeError(f"{name}() takes tensors by position, got {option}=Tensor")
-        array, saved = forward(*arrays, **options)
+        try:
+            array, saved = forward(*arrays, **options)
+        except TypeError as error:
+            _tell_devices(name, arrays, error)
+            raise
         if _mode.check:
             _check_finite(name, array, arrays)
         out = Tensor(array)
@@ -287,14 +296,23 @@ def differentiable(forward: Callable, backward: Callable) -> Callable[..., Tenso
     return op
 
 
-def _check_finite(name: str, array: np.ndarray, inputs: list[Any]) -> None:
+def _tell_devices(name: str, inputs: list[Any], error: TypeError) -> None:
+    """Raise a better error if some inputs lie on the CPU and some on a GPU: CuPy names neither."""
+    arrays = [a for a in inputs if isinstance(a, np.ndarray) or devices.is_device_array(a)]
+    places = [devices.of(a) for a in arrays]
+    if len(set(places)) == 2:
+        raise TypeError(f"{name}() got arrays on {', '.join(places)}: {error}") from error
+
+
+def _check_finite(name: str, array: Any, inputs: list[Any]) -> None:
     if np.isfinite(array).all():
         return
+    array = devices.to_host(array)
     place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
     described = []
     for position, a in enumerate(inputs):
-        if isinstance(a, np.ndarray) and a.size:
-            largest = np.abs(a).max()
+        if hasattr(a, "dtype") and a.size:
+            largest = float(np.abs(a).max())
             described.append(f"input {position} {a.shape} has largest magnitude {largest:.3g}")
     raise NonFiniteError(
         f"op {name!r} gave {array[place]!s} at {place} of its output {array.shape}; "
@@ -406,20 +424,31 @@ def matmul_backward(dout: np.ndarray, saved: tuple, *, needs: tuple = (True, Tru
 
 
 def getitem_forward(a: np.ndarray, index: Any) -> Any:
-    """out = a[index], any NumPy index."""
-    return np.array(a[index]), (a.shape, index)
+    """out = a[index], any NumPy index, whose arrays may lie on either device."""
+    return a[_moved(index, devices.of(a))].copy(), (a.shape, index)
 
 
 def getitem_backward(dout: np.ndarray, saved: tuple) -> tuple:
     """da[index] += dout: an element taken twice gets both gradients."""
     shape, index = saved
-    da = np.zeros(shape, dout.dtype)
     parts = index if isinstance(index, tuple) else (index,)
     if all(p is None or p is Ellipsis or isinstance(p, (int, slice)) for p in parts):
+        da = np.zeros_like(dout, shape=shape)
         da[index] = dout  # no element is taken twice
-    else:
-        np.add.at(da, index, dout)
-    return (da,)
+        return (da,)
+    # on the CPU, wherever dout lies: CuPy adds by atomics, in another order each time
+    da = np.zeros(shape, dout.dtype)
+    np.add.at(da, _moved(index, "cpu"), devices.to_host(dout))
+    return (devices.move(da, devices.of(dout)),)
+
+
+def _moved(index: Any, device: str) -> tuple:
+    """The parts of an index, its arrays on that device."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return tuple(
+        devices.move(p, device) if isinstance(p, np.ndarray) or devices.is_device_array(p) else p
+        for p in parts
+    )
 
 
 add = differentiable(add_forward, add_backward)

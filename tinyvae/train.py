@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from . import objectives
+from . import devices, objectives
 from .batches import Rows
 from .likelihoods import Likelihood
 from .metrics import collapse_warning, evaluate
@@ -26,7 +26,7 @@ from .models.vae import VAENetwork
 from .ops import noise
 from .ops.noise import Stream
 from .optim import Adam, gradient_norm
-from .parallel import Shards, keep_freed_memory, serial_blas, shard_count
+from .parallel import Shards, keep_freed_memory, on_gpu, serial, shard_count
 from .schedules import Schedule
 from .tensor import NonFiniteError, Tensor, detect_nonfinite
 
@@ -110,29 +110,30 @@ class Step:
     def __enter__(self) -> Step:
         self._shards = Shards(self.network, shard_count(self.network, self.settings.batch_size))
         self._stack.callback(self._shards.close)
-        keep_freed_memory()
         # NumPy's warnings are off: the loss itself is checked at every step, and told better
         self._stack.enter_context(np.errstate(all="ignore"))
-        if not self.network.couples():
-            self._stack.enter_context(serial_blas())
+        if not on_gpu(self.network):
+            keep_freed_memory()
+            if not self.network.couples():
+                self._stack.enter_context(serial())
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._stack.close()
 
     def __call__(
-        self, x: np.ndarray, *, epoch: float = 0.0, want_norm: bool = False
+        self, x: Any, *, epoch: float = 0.0, want_norm: bool = False
     ) -> tuple[np.ndarray, np.ndarray, float]:
         """Update the network; returns nll and kl of the rows, (B,) nats, and the gradient norm.
 
-        x: (B, ...) as the network sees it; epoch: the time, for the schedules.  The norm costs a
-        pass over all gradients: it is NaN unless it is wanted, or needed for clipping.
+        x: (B, ...) as the network sees it, on its device; epoch: the time, for the schedules.  The
+        norm costs a pass over all gradients: it is NaN unless it is wanted, or needed for clipping.
         Raises DivergedError if the loss is not finite; nothing was changed then.
         """
         settings, optimizer = self.settings, self.optimizer
         eps = noise.normal(
             (len(x), settings.latent_dim), seed=settings.seed, stream=Stream.POSTERIOR,
-            step=optimizer.steps, dtype=x.dtype,
+            step=optimizer.steps, dtype=x.dtype, like=x,
         )  # fmt: skip
         kl_weight = settings.kl_weight(epoch)
 
@@ -142,7 +143,9 @@ class Step:
             return elbo
 
         shards = self._shards.run(gradients, len(x))
+        # A GPU is waited for here, and for a norm: it updates while the next batch is prepared.
         losses = [elbo.loss.item() for elbo in shards]
+        nll, kl = (np.concatenate([devices.to_host(elbo[i]) for elbo in shards]) for i in (1, 2))
         if not math.isfinite(sum(losses)):
             raise DivergedError(self._diagnose(x, eps, epoch, sum(losses)))
         norm, scale = math.nan, 1.0
@@ -153,18 +156,17 @@ class Step:
         optimizer.learning_rate = settings.learning_rate(epoch)
         optimizer.step(scale=scale, each=self._shards.each)
         optimizer.zero_grad()
-        nll, kl = (np.concatenate([elbo[i] for elbo in shards]) for i in (1, 2))
         return nll, kl, norm
 
     def _objective(
-        self, network: VAENetwork, x: np.ndarray, eps: np.ndarray, kl_weight: float
+        self, network: VAENetwork, x: Any, eps: Any, kl_weight: float
     ) -> objectives.Elbo:
         return objectives.elbo(
             network, x, eps, likelihood=self.likelihood, beta=kl_weight,
             free_bits=self.settings.free_bits,
         )  # fmt: skip
 
-    def _diagnose(self, x: np.ndarray, eps: np.ndarray, epoch: float, loss: float) -> str:
+    def _diagnose(self, x: Any, eps: Any, epoch: float, loss: float) -> str:
         """Say where a bad loss came from, by repeating the step with every op checked."""
         where = f"step {self.optimizer.steps + 1} (epoch {int(epoch) + 1}): the loss is {loss}"
         parameters = list(self.network.named_parameters())
@@ -197,7 +199,7 @@ class Run:
     progress: Progress
     callbacks: Sequence[Callback] = ()
     save: Callable[[], None] | None = None  # called after every epoch, and on Ctrl-C
-    best_state: dict[str, np.ndarray] | None = None
+    best_state: dict[str, Any] | None = None
 
     def train(self) -> None:
         """Run all epochs that are left.
@@ -286,8 +288,9 @@ class Run:
 
 
 def _first_bad(tensor: Tensor) -> str:
-    place = tuple(int(i) for i in np.argwhere(~np.isfinite(tensor.data))[0])
-    return f"{tensor.data[place]} at {place}"
+    data = tensor.numpy()
+    place = tuple(int(i) for i in np.argwhere(~np.isfinite(data))[0])
+    return f"{data[place]} at {place}"
 
 
 @contextlib.contextmanager

@@ -114,7 +114,7 @@ def launch(
 
 def typed(kernel: str, dtype: Any, *numbers: int) -> str:
     """The name of an instance: ("gaussian_kl_forward", float32, 4) -> its C++ name."""
-    name = np.dtype(dtype).name
+    name = dtype.name
     if name == "uint32":
         return f"tinyvae::{kernel}<{numbers[0]}>"
     type_name = TYPES[name] if name in ("float32", "float64") else f"tinyvae::{TYPES[name]}"
@@ -123,7 +123,7 @@ def typed(kernel: str, dtype: Any, *numbers: int) -> str:
 
 def vector_width(dtype: Any, length: int, arrays: tuple) -> int:
     """How many elements a thread may load at once: 16 bytes' worth if every row starts aligned."""
-    width = VECTOR // np.dtype(dtype).itemsize
+    width = VECTOR // dtype.itemsize
     aligned = all(a.data.ptr % VECTOR == 0 for a in arrays)
     return width if length % width == 0 and aligned else 1
 

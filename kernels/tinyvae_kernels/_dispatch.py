@@ -25,6 +25,7 @@ import numpy as np
 
 from . import _threads
 from ._cuda import cuda_problem, cupy_device, device_of, is_device_array
+from ._program import flattened, recorder
 
 BACKENDS = ("auto", "numpy", "numba")
 _requested: contextvars.ContextVar[str] = contextvars.ContextVar("backend", default="auto")
@@ -134,7 +135,16 @@ class jit:
         return self.compiled
 
     def __call__(self, *args: Any) -> Any:
+        calls = recorder.get()
+        if calls is not None:
+            calls.append((self, args))
         return (self.compiled or self.dispatcher())(*args)
+
+    def native(self, args: tuple) -> tuple[int, bool, list]:
+        """How a program calls the machine code for these arguments."""
+        from . import _numba
+
+        return _numba.address(self.dispatcher(), args), True, flattened(args)
 
 
 class jit_rows(jit):
@@ -161,10 +171,10 @@ class jit_rows(jit):
         return cls(function, light=True)
 
     def __call__(self, *args: Any) -> Any:
-        body = self.compiled or self.dispatcher()
         count = _threads.parts(args, self.light)
         if count == 1:
-            return body(*args)
+            return super().__call__(*args)
+        body = self.compiled or self.dispatcher()
         return _threads.run_in_parts(body, args, self.whole, count)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import njit, typeof, types
 from numba.extending import intrinsic, overload, typeof_impl
 
 from . import _math
@@ -30,6 +30,18 @@ def compiled(function: Callable, lazy: type) -> Callable:
     """
     _register(lazy)
     return njit(function, fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
+
+
+def address(dispatcher: Any, args: tuple) -> int:
+    """Where the machine code for these arguments begins; compiled, or read from disk, if need be.
+
+    Its convention: int function(return value *, exception **, arguments..., arrays in parts).
+    """
+    signature = tuple(typeof(a) for a in args)
+    if signature not in dispatcher.overloads:
+        dispatcher.compile(signature)
+    result = dispatcher.overloads[signature]
+    return result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
 
 
 @functools.cache
@@ -55,7 +67,7 @@ _float_from_bits = _bits(types.float32, types.int32)
 _bits_from_float = _bits(types.int32, types.float32)
 
 _inline: dict[str, Any] = {"inline": "always", "jit_options": {"fastmath": FASTMATH, "nogil": True}}
-_helper = njit(fastmath=FASTMATH, error_model="numpy", nogil=True)
+_helper = njit(fastmath=FASTMATH, error_model="numpy", nogil=True, forceinline=True)
 
 
 @_helper

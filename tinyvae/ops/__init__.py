@@ -33,8 +33,10 @@ from .fused import (
     gaussian_fixed_nll,
     gaussian_kl,
     gaussian_kl_between,
+    gaussian_kl_total,
     gaussian_nll,
     im2col,
+    total,
 )
 from .reductions import (
     concatenate,
@@ -46,7 +48,7 @@ from .reductions import (
     sum,
     transpose,
 )
-from .sampling import reparameterize
+from .sampling import gaussian_sample, reparameterize
 
 __all__ = [
     "add",
@@ -66,7 +68,9 @@ __all__ = [
     "gaussian_fixed_nll",
     "gaussian_kl",
     "gaussian_kl_between",
+    "gaussian_kl_total",
     "gaussian_nll",
+    "gaussian_sample",
     "gelu",
     "getitem",
     "im2col",
@@ -91,6 +95,7 @@ __all__ = [
     "sub",
     "sum",
     "tanh",
+    "total",
     "transpose",
     "where",
 ]

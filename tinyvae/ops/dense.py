@@ -44,7 +44,9 @@ def linear_backward(dout: np.ndarray, saved: tuple, *, needs: tuple = (True, Tru
 
 def sum_rows(x: np.ndarray) -> np.ndarray:
     """(N, O) -> (O,), as a product with ones: BLAS does it 8 times as fast as NumPy's sum."""
-    return np.ones(len(x), x.dtype) @ x
+    ones = np.empty(len(x), x.dtype, like=x)
+    ones.fill(1)
+    return ones @ x
 
 
 linear = differentiable(linear_forward, linear_backward)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import devices
 from ..tensor import differentiable, unbroadcast
 
 
@@ -164,14 +165,14 @@ def clip_backward(dout: np.ndarray, saved: tuple) -> tuple:
 
 def where_forward(condition: np.ndarray, a: Any, b: Any) -> Any:
     """out = a where the condition holds, else b, with broadcasting.     condition: bool array."""
-    condition = np.asarray(condition, bool)
+    condition = devices.as_array(condition).astype(bool, copy=False)
     return np.where(condition, a, b), (condition, np.shape(a), np.shape(b))
 
 
 def where_backward(dout: np.ndarray, saved: tuple) -> tuple:
     """dcondition: None      da = dout [condition]      db = dout [not condition]."""
     condition, a_shape, b_shape = saved
-    zero = np.zeros((), dout.dtype)
+    zero = dout.dtype.type(0)
     da = unbroadcast(np.where(condition, dout, zero), a_shape)
     return None, da, unbroadcast(np.where(condition, zero, dout), b_shape)
 

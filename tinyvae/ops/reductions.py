@@ -5,6 +5,7 @@ A full sum of float32 numbers is taken in float64: it is what a loss over a batc
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,8 +26,8 @@ def _expand(reduced: np.ndarray, shape: tuple, axis: Axis, keepdims: bool) -> np
 def sum_forward(x: np.ndarray, axis: Axis = None, keepdims: bool = False) -> Any:
     """out = sum of x over the axes."""
     accumulator = np.float64 if axis is None or x.ndim == 1 else None
-    out = np.asarray(x.sum(axis=axis, keepdims=keepdims, dtype=accumulator), x.dtype)
-    return out, (x.shape, axis, keepdims)
+    total = x.sum(axis=axis, keepdims=keepdims, dtype=accumulator)
+    return total.astype(x.dtype, copy=False), (x.shape, axis, keepdims)
 
 
 def sum_backward(dout: np.ndarray, saved: tuple) -> tuple:
@@ -50,7 +51,7 @@ def mean_backward(dout: np.ndarray, saved: tuple) -> tuple:
 
 def max_forward(x: np.ndarray, axis: Axis = None, keepdims: bool = False) -> Any:
     """out = largest x over the axes."""
-    out = np.asarray(x.max(axis=axis, keepdims=keepdims))
+    out = x.max(axis=axis, keepdims=keepdims)
     return out, (x, out, axis, keepdims)
 
 
@@ -109,18 +110,19 @@ def transpose_forward(x: np.ndarray, axes: tuple[int, ...] | None = None) -> Any
 
 def transpose_backward(dout: np.ndarray, saved: tuple) -> tuple:
     """dx = dout with its axes put back."""
-    return (dout.transpose(np.argsort(saved[0])),)
+    return (dout.transpose(tuple(saved[0].index(axis) for axis in range(dout.ndim))),)
 
 
 def concatenate_forward(*arrays: np.ndarray, axis: int = -1) -> Any:
     """out = the arrays one after the other along an axis."""
-    return np.concatenate(arrays, axis=axis), ([a.shape[axis] for a in arrays], axis)
+    cuts = [*itertools.accumulate(a.shape[axis] for a in arrays)][:-1]
+    return np.concatenate(arrays, axis=axis), (cuts, axis)
 
 
 def concatenate_backward(dout: np.ndarray, saved: tuple) -> tuple:
     """Each array gets its own part of dout."""
-    sizes, axis = saved
-    return tuple(np.split(dout, np.cumsum(sizes)[:-1], axis=axis))
+    cuts, axis = saved
+    return tuple(np.split(dout, cuts, axis=axis))
 
 
 sum = differentiable(sum_forward, sum_backward)

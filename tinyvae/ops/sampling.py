@@ -1,4 +1,7 @@
-"""The reparameterized Gaussian sample; its pair stands in tinyvae_kernels/gaussian.py."""
+"""The reparameterized Gaussian sample; its pairs stand in tinyvae_kernels/gaussian.py.
+
+`reparameterize` takes its noise, `gaussian_sample` draws it, and again in the backward.
+"""
 
 from __future__ import annotations
 
@@ -7,3 +10,4 @@ from tinyvae_kernels import PAIRS
 from ..tensor import differentiable
 
 reparameterize = differentiable(*PAIRS["reparameterize"])
+gaussian_sample = differentiable(*PAIRS["gaussian_sample"])

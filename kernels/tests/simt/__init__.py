@@ -6,6 +6,6 @@ with simt.device() as gpu:
     gpu.xp.asnumpy(kl)
 """
 
-from .device import Array, SimtDevice, device
+from .device import Array, SimtDevice, allocate, device
 
-__all__ = ["Array", "SimtDevice", "device"]
+__all__ = ["Array", "SimtDevice", "allocate", "device"]

@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -28,8 +29,9 @@ CACHE = HERE.parents[2] / ".pytest_cache" / "simt"
 COMPILER = os.environ.get("CXX", "g++")
 BUILDS = {  # what the comment at the top of shim.h says
     "plain": ["-O1"],
-    "address": ["-O1", "-g", "-fsanitize=address,undefined,float-cast-overflow"],
-    "thread": ["-O1", "-g", "-fsanitize=thread"],
+    # unoptimised: compiled four times as fast, and little is run
+    "address": ["-O0", "-g1", "-fsanitize=address,undefined,float-cast-overflow"],
+    "thread": ["-O1", "-g1", "-fsanitize=thread"],
 }
 # no-gnu-unique and hidden: else the linker makes one variable of all libraries' static ones
 FLAGS = [
@@ -43,7 +45,7 @@ FLAGS = [
     "-fno-omit-frame-pointer",
     "-Wno-unknown-pragmas",
 ]
-ORDERS = ("forward", "reverse", "shuffle")
+ORDERS = ("forward", "reverse", "shuffle", "ahead")  # as in shim.h
 LARGEST_GRID, LARGEST_BLOCK = (2**31 - 1, 65535, 65535), (1024, 1024, 64)
 LARGEST_SHARED = 48 * 1024  # bytes, without asking the driver for more
 
@@ -159,9 +161,15 @@ class _Kernel(ctypes.Structure):  # mirrors shim.h
 class Library:
     """A loaded library. The interpreter's lock is held in calls: the shim runs one at a time."""
 
+    _machines: ClassVar[dict[str, int]] = {}  # one for all libraries of a build
+
     def __init__(self, file: str, kernels: Sequence[str], build: str = "plain"):
-        self._library = ctypes.PyDLL(str(compiled(file, kernels, build)))
+        self.path = compiled(file, kernels, build)
+        self._library = ctypes.PyDLL(str(self.path))
         self._library.simt_error.restype = ctypes.c_char_p
+        self._library.simt_machine.restype = ctypes.c_void_p
+        machine = self._library.simt_machine(ctypes.c_void_p(Library._machines.get(build)))
+        Library._machines[build] = machine
         self._table = (_Kernel * len(kernels)).in_dll(self._library, "simt_kernels")
         self.kernels = dict(zip(kernels, self._table, strict=True))
 
@@ -169,7 +177,7 @@ class Library:
         """Run to the end. RuntimeError if the threads hang at a barrier."""
         if self._library.simt_run(ctypes.byref(kernel), ctypes.byref(launch), pointers):
             name, error = kernel.name.decode(), self._library.simt_error().decode()
-            raise RuntimeError(f"{name}: {error}")
+            raise RuntimeError(f"{name}: {error} (lines of {self.path.with_suffix('.cpp').name})")
 
 
 @functools.cache

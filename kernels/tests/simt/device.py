@@ -2,14 +2,15 @@
 
 `Array` behaves like cupy.ndarray where that differs from NumPy: it does not mix with NumPy arrays,
 and becomes one by `get` alone; reductions stay on the device, as arrays without axes; an index out
-of range wraps around. Its memory comes from malloc in its exact size, so that AddressSanitizer
-knows its ends, and is filled with NaN (0xFF bytes), so that an output nobody wrote shows.
+of range wraps around. Its memory is allocated in its exact size, so that AddressSanitizer knows
+its ends, and filled with NaN (0xFF bytes), so that an output nobody wrote shows.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,8 +20,9 @@ from tinyvae_kernels import _cuda
 
 from . import build
 
-_libc = ctypes.CDLL(None)  # under a sanitizer, its malloc
-_libc.malloc.restype, _libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+ALIGNMENT = 256  # bytes, of what CUDA allocates
+_libc = ctypes.CDLL(None)  # under a sanitizer, its allocator
+_libc.posix_memalign.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)
 _libc.free.restype, _libc.free.argtypes = None, (ctypes.c_void_p,)
 
 
@@ -28,7 +30,10 @@ class _Memory:
     """Bytes of device memory; NumPy keeps it alive as the base of its arrays."""
 
     def __init__(self, size: int):
-        self.pointer = _libc.malloc(max(size, 1))
+        address = ctypes.c_void_p()
+        if _libc.posix_memalign(ctypes.byref(address), ALIGNMENT, max(size, 1)):
+            raise MemoryError(f"{size} bytes")
+        self.pointer: int = address.value or 0
         ctypes.memset(self.pointer, 0xFF, size)
         self.__array_interface__ = {
             "version": 3, "shape": (size,), "typestr": "|u1", "data": (self.pointer, False)
@@ -86,7 +91,7 @@ def on_device(result: Any) -> Any:
         root = result
         while isinstance(root.base, np.ndarray):
             root = root.base
-        return Array(result) if isinstance(root.base, _Memory) else copied(result)
+        return Array(result, root) if isinstance(root.base, _Memory) else copied(result)
     if isinstance(result, np.generic):
         return copied(np.asarray(result))
     if type(result) in (tuple, list):
@@ -135,8 +140,8 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, memory: np.ndarray):
-        self._host = memory
+    def __init__(self, memory: np.ndarray, base: Any = None):
+        self._host, self.base = memory, base  # base: not None for a view
 
     shape = property(lambda self: self._host.shape)
     dtype = property(lambda self: self._host.dtype)
@@ -146,7 +151,7 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
     itemsize = property(lambda self: self._host.itemsize)
     strides = property(lambda self: self._host.strides)
     flags = property(lambda self: self._host.flags)
-    T = property(lambda self: Array(self._host.T))
+    T = property(lambda self: Array(self._host.T, self))
     data = property(lambda self: _Data(self._host.ctypes.data if self.size else 0))
     device = property(lambda self: _Id())
 
@@ -196,7 +201,8 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         return len(self._host)
 
     def __iter__(self) -> Iterator[Array]:
-        return (Array(self._host[i : i + 1].reshape(self.shape[1:])) for i in range(len(self)))
+        rows = (self._host[i : i + 1] for i in range(len(self)))
+        return (Array(row.reshape(self.shape[1:]), self) for row in rows)
 
     def __repr__(self) -> str:
         return repr(self._host)
@@ -209,7 +215,10 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         return _call(getattr(ufunc, method), inputs, options)
 
     def __array_function__(self, function: Any, types: Any, args: tuple, options: dict) -> Any:
-        return _call(function, args, options)
+        if "device" in options:  # np.ones and np.full with like= hand it over
+            raise TypeError("got an unexpected keyword argument 'device'")
+        module = functools.reduce(getattr, function.__module__.split(".")[1:], Namespace())
+        return getattr(module, function.__name__)(*args, **options)
 
     # ------------------------------------------------------------------------------------ methods
     def __getitem__(self, index: Any) -> Array:
@@ -330,7 +339,8 @@ class SimtDevice:
 def device(order: str = "forward", build: str = "plain") -> Iterator[SimtDevice]:
     """Inside the block `gpu.xp` makes device arrays, and the kernels accept them.
 
-    order: of the threads and blocks: forward, reverse or shuffle; build: plain, address or thread.
+    order: of the threads and blocks: forward, reverse, shuffle or ahead (each warp as far as it can
+    get); build: plain, address or thread.
     """
     if Array in _cuda._devices:
         raise RuntimeError("a stand-in device is active already")

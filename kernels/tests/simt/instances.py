@@ -51,6 +51,10 @@ KERNELS: dict[str, dict[str, tuple[str, ...]]] = {
         "gaussian_elbo": wide(ALL),
         "gaussian_fixed_elbo": wide(ALL),
     },
+    "categorical.cu": {"categorical_nll_forward": wide()},
+    "logistic_mixture.cu": {"logistic_mixture_nll_forward": wide()},
+    "beta.cu": {"beta_nll_forward": wide()},
+    "codebook.cu": {"nearest_code_forward": wide()},
     "importance.cu": {"log_mean_exp_forward": wide()},
     "patches.cu": {"im2col": wide(), "col2im": wide()},
     "optimizer.cu": {"adam_update": wide(), "sgd_update": wide()},
@@ -65,3 +69,11 @@ def names(file: str) -> list[str]:
         for kernel, instances in KERNELS[file].items()
         for arguments in instances
     ]
+
+
+def bytes_at_once(arguments: str) -> int:
+    """What a thread of this instance moves at once: "float, 4" -> 16; "4" are words, -> 16."""
+    name, _, width = arguments.rpartition(", ")
+    if not width.isdigit():  # "float": a kernel without packs
+        return SIZES[width]
+    return SIZES.get(name, 4) * int(width)

@@ -52,10 +52,14 @@ struct dim3 { unsigned x, y, z; };
 
 namespace simt {
 
+// Of blocks, and of threads between two barriers.  AHEAD: a warp, at random, runs as far as it can
+// before another one starts.
+enum Order { FORWARD, REVERSE, SHUFFLE, AHEAD };
+
 struct Launch {  // mirrored in build.py
     unsigned grid[3], block[3];
     unsigned long long shared;
-    int order;  // of threads and of blocks: 0 forward, 1 reverse, 2 shuffled
+    int order;
     unsigned seed;
     // what one thread is told instead of the truth: threadIdx, blockIdx, blockDim, gridDim
     int pretend;
@@ -95,27 +99,35 @@ constexpr int SETS = 2;  // even blocks, odd blocks
 #else
 constexpr int SETS = 1;
 #endif
-static Fiber pool[SETS][MOST];
-static int set_now;
-static Fiber* fibers;        // of the block that runs: pool[set_now]
-static Fiber* current;
-static Fiber scheduler;      // the caller's own stack
-static const void* scheduler_bottom;
-static size_t scheduler_size;
-// addresses for ThreadSanitizer's happens-before: the launch; the end of a block and of the next
-static char order_begin, order_end[SETS][2];
-static int generation[SETS];
-static Launch launch_now;
-static dim3 thread_now, block_now, block_size, grid_size;
-static void (*kernel_now)(void**);
-static void** arguments_now;
-static char* dynamic_memory[SETS];
-static char error[512];
+struct Shared;
 
-SIMT_OWN dim3 thread_index() { return thread_now; }
-SIMT_OWN dim3 block_index() { return block_now; }
-SIMT_OWN dim3 block_dim() { return block_size; }
-SIMT_OWN dim3 grid_dim() { return grid_size; }
+// All there is.  The libraries of one process share one: fibers are dear to ThreadSanitizer.
+struct Machine {
+    Fiber pool[SETS][MOST];
+    int set;                     // the block's that runs
+    Fiber *fibers, *current;     // pool[set], the one that runs
+    Fiber scheduler;             // the caller's own stack
+    const void* scheduler_bottom;
+    size_t scheduler_size;
+    // addresses for ThreadSanitizer's happens-before: the launch; the end of a block and the next
+    char order_begin, order_end[SETS][2];
+    int generation[SETS];
+    Launch launch;
+    dim3 thread, block, block_size, grid_size;  // as the kernel sees them
+    void (*kernel)(void**);
+    void** arguments;
+    Shared* all_shared;
+    char* dynamic_memory[SETS];
+    unsigned lead;               // the warp that runs ahead
+    uint32_t random_state;
+    char error[512];
+};
+static Machine* m;  // by its short name, since everything here is about it
+
+SIMT_OWN dim3 thread_index() { return m->thread; }
+SIMT_OWN dim3 block_index() { return m->block; }
+SIMT_OWN dim3 block_dim() { return m->block_size; }
+SIMT_OWN dim3 grid_dim() { return m->grid_size; }
 
 #if defined(__x86_64__)
 // Pushes the registers a function must keep, saves the stack pointer, takes another.
@@ -186,25 +198,25 @@ SIMT_OWN void acquire(void* address) {
 }
 
 SIMT_OWN void resume(Fiber& f) {
-    current = &f;
-    thread_now = launch_now.pretend ? launch_now.pretended[0] : f.index;
+    m->current = &f;
+    m->thread = m->launch.pretend ? m->launch.pretended[0] : f.index;
 #if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_start_switch_fiber(&scheduler.fake_stack, f.stack, STACK);
+    __sanitizer_start_switch_fiber(&m->scheduler.fake_stack, f.stack, STACK);
 #endif
     become(f);
-    switch_stack(scheduler, f);
+    switch_stack(m->scheduler, f);
 #if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_finish_switch_fiber(scheduler.fake_stack, nullptr, nullptr);
+    __sanitizer_finish_switch_fiber(m->scheduler.fake_stack, nullptr, nullptr);
 #endif
 }
 
 SIMT_OWN void yield() {  // back to the scheduler
-    Fiber& f = *current;
+    Fiber& f = *m->current;
 #if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_start_switch_fiber(&f.fake_stack, scheduler_bottom, scheduler_size);
+    __sanitizer_start_switch_fiber(&f.fake_stack, m->scheduler_bottom, m->scheduler_size);
 #endif
-    become(scheduler);
-    switch_stack(f, scheduler);
+    become(m->scheduler);
+    switch_stack(f, m->scheduler);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(f.fake_stack, nullptr, nullptr);
 #endif
@@ -212,20 +224,20 @@ SIMT_OWN void yield() {  // back to the scheduler
 
 SIMT_OWN void fiber_main() {
 #if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_finish_switch_fiber(nullptr, &scheduler_bottom, &scheduler_size);
+    __sanitizer_finish_switch_fiber(nullptr, &m->scheduler_bottom, &m->scheduler_size);
 #endif
     for (;;) {  // one turn a block: a fiber is used again by the next one
-        acquire(&order_begin);
-        acquire(&order_end[set_now][~generation[set_now] & 1]);  // the set's block before
-        kernel_now(arguments_now);
-        release(&order_end[set_now][generation[set_now] & 1]);
-        current->state = DONE;
+        acquire(&m->order_begin);
+        acquire(&m->order_end[m->set][~m->generation[m->set] & 1]);  // the set's block before
+        m->kernel(m->arguments);
+        release(&m->order_end[m->set][m->generation[m->set] & 1]);
+        m->current->state = DONE;
         yield();
     }
 }
 
 SIMT_OWN void prepare(Fiber& f, unsigned i) {
-    const unsigned* n = launch_now.block;
+    const unsigned* n = m->launch.block;
     f.state = READY;
     f.index = {i % n[0], i / n[0] % n[1], i / (n[0] * n[1])};
     f.lane = i % WARP;
@@ -251,29 +263,29 @@ SIMT_OWN void prepare(Fiber& f, unsigned i) {
 
 // ------------------------------------------------------------------------------------ barriers
 SIMT_OWN void block_barrier(int line) {
-    current->state = AT_BLOCK_BARRIER;
-    current->line = line;
+    m->current->state = AT_BLOCK_BARRIER;
+    m->current->line = line;
     yield();
 }
 
 SIMT_OWN void warp_barrier(unsigned mask, int line) {
-    current->state = AT_WARP_BARRIER;
-    current->mask = mask;
-    current->line = line;
+    m->current->state = AT_WARP_BARRIER;
+    m->current->mask = mask;
+    m->current->line = line;
     yield();
 }
 
 SIMT_OWN unsigned vote(unsigned mask, bool value, int line) {
-    current->vote = value;
+    m->current->vote = value;
     warp_barrier(mask, line);
-    return current->votes;
+    return m->current->votes;
 }
 
 SIMT_OWN Box exchange_box(Box value, unsigned mask, unsigned source, int line) {
-    current->given = value;
-    current->source = source;
+    m->current->given = value;
+    m->current->source = source;
     warp_barrier(mask, line);
-    return current->got;
+    return m->current->got;
 }
 
 template <class T> T exchange(unsigned mask, T value, unsigned source, int line) {
@@ -284,22 +296,24 @@ template <class T> T exchange(unsigned mask, T value, unsigned source, int line)
     memcpy(&value, &box, sizeof value);
     return value;
 }
-SIMT_OWN unsigned lane() { return current->lane; }
+SIMT_OWN unsigned lane() { return m->current->lane; }
 SIMT_OWN unsigned below(unsigned width, unsigned source) {  // within the segment, or the own lane
     unsigned first = lane() & ~(width - 1);
     return source < first + width && source >= first ? source : lane();
 }
 
-SIMT_OWN bool failed(const char* what, const Fiber& f, unsigned left) {
-    snprintf(error, sizeof error,
+enum Verdict { NOBODY, SOMEBODY, WRONG };  // who is let on past a barrier
+
+SIMT_OWN Verdict failed(const char* what, const Fiber& f, unsigned left) {
+    snprintf(m->error, sizeof m->error,
              "%s: block (%u, %u, %u), thread (%u, %u, %u), line %d; %u threads have not ended",
-             what, block_now.x, block_now.y, block_now.z, f.index.x, f.index.y, f.index.z, f.line,
+             what, m->block.x, m->block.y, m->block.z, f.index.x, f.index.y, f.index.z, f.line,
              left);
-    return false;
+    return WRONG;
 }
 
 // What each of them did before the barrier happened before what any of them does after it.
-SIMT_OWN void let_on(Fiber** members, unsigned count) {
+SIMT_OWN Verdict let_on(Fiber** members, unsigned count) {
     for (unsigned i = 0; i < count; ++i) members[i]->state = READY;
 #if defined(__SANITIZE_THREAD__)
     void* meeting = malloc(8);  // a new address: no older order sticks to it
@@ -311,30 +325,25 @@ SIMT_OWN void let_on(Fiber** members, unsigned count) {
         become(*members[i]);
         acquire(meeting);
     }
-    become(scheduler);
+    become(m->scheduler);
     free(meeting);
 #endif
+    return SOMEBODY;
 }
-
-enum Verdict { NOBODY, SOMEBODY, WRONG };
 
 // All lanes that the mask of this one names, if they wait with that mask at that line.
 SIMT_OWN Verdict open_warp(Fiber* warp, unsigned size, Fiber& first, unsigned left) {
-    if (!(first.mask >> first.lane & 1)) {
-        return failed("a warp primitive's mask leaves out the calling lane", first, left), WRONG;
-    }
+    if (!(first.mask >> first.lane & 1))
+        return failed("a warp primitive's mask leaves out the calling lane", first, left);
     Fiber* members[WARP];
     unsigned count = 0, votes = 0;
     for (unsigned i = 0; i < WARP; ++i) {
         if (!(first.mask >> i & 1)) continue;
-        if (i >= size || warp[i].state == DONE) {
-            return failed("a warp primitive's mask names a lane that has ended", first, left),
-                   WRONG;
-        }
+        if (i >= size || warp[i].state == DONE)
+            return failed("a warp primitive's mask names a lane that has ended", first, left);
         if (warp[i].state != AT_WARP_BARRIER || warp[i].mask != first.mask) return NOBODY;
-        if (warp[i].line != first.line) {
-            return failed("lanes meet in different warp primitives", first, left), WRONG;
-        }
+        if (warp[i].line != first.line)
+            return failed("lanes meet in different warp primitives", first, left);
         if (warp[i].vote) votes |= 1u << i;
         members[count++] = &warp[i];
     }
@@ -345,15 +354,15 @@ SIMT_OWN Verdict open_warp(Fiber* warp, unsigned size, Fiber& first, unsigned le
         f.got = there ? warp[f.source].given : Box{{~uint64_t(0), ~uint64_t(0)}};
         f.votes = votes;
     }
-    return let_on(members, count), SOMEBODY;
+    return let_on(members, count);
 }
 
 SIMT_OWN Verdict open_warps(unsigned n, unsigned left) {
     Verdict verdict = NOBODY;
     for (unsigned i = 0; i < n; ++i) {
-        if (fibers[i].state != AT_WARP_BARRIER) continue;
+        if (m->fibers[i].state != AT_WARP_BARRIER) continue;
         unsigned start = i / WARP * WARP, size = n - start < WARP ? n - start : WARP;
-        Verdict one = open_warp(fibers + start, size, fibers[i], left);
+        Verdict one = open_warp(m->fibers + start, size, m->fibers[i], left);
         if (one == WRONG) return WRONG;
         if (one == SOMEBODY) verdict = SOMEBODY;
     }
@@ -363,26 +372,25 @@ SIMT_OWN Verdict open_warps(unsigned n, unsigned left) {
 SIMT_OWN Verdict open_block(unsigned n, unsigned left) {
     static Fiber* members[MOST];
     for (unsigned i = 0; i < n; ++i) {
-        if (fibers[i].state != AT_BLOCK_BARRIER) return NOBODY;
-        members[i] = &fibers[i];
+        if (m->fibers[i].state != AT_BLOCK_BARRIER) return NOBODY;
+        members[i] = &m->fibers[i];
     }
     for (unsigned i = 1; i < n; ++i) {
-        if (fibers[i].line != fibers[0].line)
-            return failed("threads meet in different __syncthreads", fibers[i], left), WRONG;
+        if (m->fibers[i].line != m->fibers[0].line)
+            return failed("threads meet in different __syncthreads", m->fibers[i], left);
     }
-    return let_on(members, n), SOMEBODY;
+    return let_on(members, n);
 }
 
 // ------------------------------------------------------------------------------------ order
-static uint32_t random_state;
 SIMT_OWN uint32_t random_word() {  // xorshift
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 17;
-    return random_state ^= random_state << 5;
+    m->random_state ^= m->random_state << 13;
+    m->random_state ^= m->random_state >> 17;
+    return m->random_state ^= m->random_state << 5;
 }
 SIMT_OWN void arrange(unsigned* turn, unsigned n) {
-    for (unsigned i = 0; i < n; ++i) turn[i] = launch_now.order == 1 ? n - 1 - i : i;
-    for (unsigned i = n; launch_now.order == 2 && i > 1; --i) {
+    for (unsigned i = 0; i < n; ++i) turn[i] = m->launch.order == REVERSE ? n - 1 - i : i;
+    for (unsigned i = n; m->launch.order >= SHUFFLE && i > 1; --i) {
         unsigned j = random_word() % i, kept = turn[j];
         turn[j] = turn[i - 1];
         turn[i - 1] = kept;
@@ -403,7 +411,6 @@ struct Shared {
     Shared* next;
     SIMT_OWN void* get();
 };
-static Shared* all_shared;
 
 #if defined(__SANITIZE_THREAD__)  // to which malloc would be a write by the fiber that comes first
 SIMT_OWN char* shared_memory(size_t size, int set) {
@@ -424,42 +431,59 @@ SIMT_OWN void* Shared::get() {
             memory[set] = shared_memory(size, set);
             undefine(memory[set], size);
         }
-        next = all_shared;
-        all_shared = this;
+        next = m->all_shared;
+        m->all_shared = this;
     }
-    return memory[set_now];
+    return memory[m->set];
 }
 
 SIMT_OWN void undefine_shared() {
-    for (Shared* s = all_shared; s; s = s->next) undefine(s->memory[set_now], s->size);
-    undefine(dynamic_memory[set_now], launch_now.shared);
+    for (Shared* s = m->all_shared; s; s = s->next) undefine(s->memory[m->set], s->size);
+    undefine(m->dynamic_memory[m->set], m->launch.shared);
 }
-SIMT_OWN void* dynamic_shared() { return dynamic_memory[set_now]; }
+SIMT_OWN void* dynamic_shared() { return m->dynamic_memory[m->set]; }
 
 // ------------------------------------------------------------------------------------ launching
+// Let each fiber that can run do so up to its next barrier; only those of one warp where warps run
+// ahead.  Whether any ran.
+SIMT_OWN bool run_fibers(const unsigned* turn, unsigned n, unsigned& left) {
+    bool ran = false, ahead = m->launch.order == AHEAD;
+    for (unsigned k = 0; k < n; ++k) {
+        Fiber& f = m->fibers[turn[k]];
+        if (f.state != READY || (ahead && turn[k] / WARP != m->lead)) continue;
+        ran = true;
+        resume(f);
+        left -= f.state == DONE;
+    }
+    return ran;
+}
+
+// Another warp that can run goes ahead.  Whether there is one.
+SIMT_OWN bool change_lead(const unsigned* turn, unsigned n) {
+    for (unsigned k = 0; k < n && m->launch.order == AHEAD; ++k) {
+        if (m->fibers[turn[k]].state != READY) continue;
+        m->lead = turn[k] / WARP;
+        return true;
+    }
+    return false;
+}
+
 SIMT_OWN bool run_block(unsigned n) {
     static unsigned turn[MOST];
     undefine_shared();
-    for (unsigned i = 0; i < n; ++i) prepare(fibers[i], i);
-    ++generation[set_now];
-    release(&order_begin);
+    for (unsigned i = 0; i < n; ++i) prepare(m->fibers[i], i);
+    ++m->generation[m->set];
+    release(&m->order_begin);
     for (unsigned left = n; left;) {
-        bool moved = false;
         arrange(turn, n);
-        for (unsigned k = 0; k < n; ++k) {
-            Fiber& f = fibers[turn[k]];
-            if (f.state != READY) continue;
-            moved = true;
-            resume(f);
-            left -= f.state == DONE;
-        }
-        Verdict warps = left ? open_warps(n, left) : NOBODY;
-        Verdict block = left && warps != WRONG ? open_block(n, left) : NOBODY;
-        if (warps == WRONG || block == WRONG) return false;
-        if (moved || warps == SOMEBODY || block == SOMEBODY) continue;
-        for (unsigned i = 0; i < n && left; ++i) {
-            if (fibers[i].state != DONE)
-                return failed("a barrier that not all threads reach", fibers[i], left);
+        bool ran = run_fibers(turn, n, left);
+        Verdict warps = open_warps(n, left), block = warps == WRONG ? WRONG : open_block(n, left);
+        if (block == WRONG) return false;
+        if (!left || ran || warps == SOMEBODY || block == SOMEBODY || change_lead(turn, n)) continue;
+        for (unsigned i = 0; i < n; ++i) {
+            if (m->fibers[i].state == DONE) continue;
+            failed("a barrier that not all threads reach", m->fibers[i], left);
+            return false;
         }
     }
     return true;
@@ -468,45 +492,45 @@ SIMT_OWN bool run_block(unsigned n) {
 SIMT_OWN void give_up() {  // fibers that hang at a barrier start anew next time
     for (unsigned i = 0; i < MOST; ++i) {
 #if defined(__SANITIZE_THREAD__)
-        if (fibers[i].tsan) {
-            become(fibers[i]);
-            release(&order_end[set_now][generation[set_now] & 1]);
+        if (m->fibers[i].tsan) {
+            become(m->fibers[i]);
+            release(&m->order_end[m->set][m->generation[m->set] & 1]);
         }
 #endif
-        fibers[i].started = false;
+        m->fibers[i].started = false;
     }
-    become(scheduler);
+    become(m->scheduler);
 }
 
 SIMT_OWN int run(void (*kernel)(void**), const Launch* launch, void** arguments) {
-    launch_now = *launch;
-    kernel_now = kernel;
-    arguments_now = arguments;
+    m->launch = *launch;
+    m->kernel = kernel;
+    m->arguments = arguments;
     const unsigned *g = launch->grid, *b = launch->block;
-    block_size = launch->pretend ? launch->pretended[2] : dim3{b[0], b[1], b[2]};
-    grid_size = launch->pretend ? launch->pretended[3] : dim3{g[0], g[1], g[2]};
-    random_state = launch->seed * 2654435761u | 1;
+    m->block_size = launch->pretend ? launch->pretended[2] : dim3{b[0], b[1], b[2]};
+    m->grid_size = launch->pretend ? launch->pretended[3] : dim3{g[0], g[1], g[2]};
+    m->random_state = launch->seed * 2654435761u | 1;
 #if defined(__SANITIZE_THREAD__)
-    scheduler.tsan = __tsan_get_current_fiber();
+    m->scheduler.tsan = __tsan_get_current_fiber();
 #endif
     unsigned blocks = g[0] * g[1] * g[2], ok = 1;
     unsigned* turn = static_cast<unsigned*>(malloc(blocks * sizeof(unsigned)));
-    for (auto& memory : dynamic_memory) memory = static_cast<char*>(malloc(launch->shared));
+    for (auto& memory : m->dynamic_memory) memory = static_cast<char*>(malloc(launch->shared));
     arrange(turn, blocks);
     for (unsigned k = 0; k < blocks && ok; ++k) {
         unsigned i = turn[k];
-        block_now = {i % g[0], i / g[0] % g[1], i / (g[0] * g[1])};
-        if (launch->pretend) block_now = launch->pretended[1];
-        set_now = k % SETS;
-        fibers = pool[set_now];
+        m->block = {i % g[0], i / g[0] % g[1], i / (g[0] * g[1])};
+        if (launch->pretend) m->block = launch->pretended[1];
+        m->set = k % SETS;
+        m->fibers = m->pool[m->set];
         ok = run_block(b[0] * b[1] * b[2]);
         if (!ok) give_up();
     }
-    for (auto& ends : order_end) {
+    for (auto& ends : m->order_end) {
         acquire(&ends[0]);
         acquire(&ends[1]);
     }
-    for (auto& memory : dynamic_memory) free(memory);
+    for (auto& memory : m->dynamic_memory) free(memory);
     free(turn);
     return ok ? 0 : 1;
 }
@@ -556,7 +580,12 @@ struct Kernel {  // mirrored in build.py
 SIMT_EXPORT int simt_run(const simt::Kernel* kernel, const simt::Launch* launch, void** arguments) {
     return simt::run(kernel->call, launch, arguments);
 }
-SIMT_EXPORT const char* simt_error() { return simt::error; }
+SIMT_EXPORT const char* simt_error() { return simt::m->error; }
+// Before the first run: the machine of another library, or null for a new one.
+SIMT_EXPORT simt::Machine* simt_machine(simt::Machine* other) {
+    void* own = other ? other : calloc(1, sizeof(simt::Machine));
+    return simt::m = static_cast<simt::Machine*>(own);
+}
 
 // build.py writes these for `__shared__ T name[n];` and `extern __shared__ T name[];`
 #define SIMT_SHARED(name, ...)                                        \

@@ -1,0 +1,92 @@
+"""Every kernel in one build of the shim, in several orders: `python -m simt.sanitized BUILD`.
+
+A sanitizer that finds something ends the process with its report. What is computed is checked
+elsewhere (test_pairs.py), in the plain build.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+import backends
+import tinyvae_kernels as kernels
+
+from . import build, instances
+from .device import SimtDevice, device
+
+# (B, D), of which 1032 is more than a block moves at once; 1038 gives 520 latents, whole packs
+SIZES = [(1, 1), (3, 33), (5, 1032), (2, 1038), (0, 5), (5, 0)]
+HALVES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+DTYPES = (*HALVES, np.dtype(np.float32), np.dtype(np.float64))
+
+
+def moved(gpu: SimtDevice, value: Any) -> Any:
+    """A case's argument on the device."""
+    return gpu.xp.asarray(value) if isinstance(value, np.ndarray) else value
+
+
+def run_pair(gpu: SimtDevice, name: str, B: int, D: int, dtype: np.dtype) -> None:
+    """Forward and backward of a pair, unless it refuses half precision."""
+    case, dout = backends.example(name, B, D, dtype)
+    forward, backward = kernels.PAIRS[name]
+    options = {key: moved(gpu, value) for key, value in case.options.items()}
+    try:
+        out, saved = forward(*(moved(gpu, array) for array in case.arrays), **options)
+    except TypeError as error:
+        if dtype in HALVES and "must be float32 or float64" in str(error):
+            return
+        raise
+    backward(moved(gpu, dout.astype(out.dtype)), saved)
+
+
+def run_whole_packs(gpu: SimtDevice, dtype: np.dtype) -> None:
+    """Pairs whose cases never let a thread move 16 bytes at once."""
+    mu = gpu.xp.asarray(np.ones((2, 1032), dtype))
+    _, saved = kernels.gaussian_sample_forward(mu, mu, seed=1)
+    kernels.gaussian_sample_backward(mu, saved)
+    if dtype not in HALVES:
+        x = gpu.xp.asarray(np.ones((2, 5, 4, 8), dtype))
+        kernels.im2col_backward(*kernels.im2col_forward(x, kernel=(3, 2), padding=1))
+
+
+def run_others(gpu: SimtDevice, n: int, offset: int, dtype: np.dtype) -> None:
+    """Kernels that belong to no pair."""
+    arrays = [gpu.xp.asarray(np.ones(n, dtype)) for _ in range(4)]
+    kernels.philox_bits(n, seed=1, offset=offset, like=arrays[0])
+    for draw in (kernels.philox_uniform, kernels.philox_normal):
+        draw(n, seed=1, offset=offset, dtype=dtype, like=arrays[0])
+    kernels.adam_update(*arrays, step=1)
+    kernels.sgd_update(*arrays[:3], learning_rate=0.1, momentum=0.9)
+
+
+def main() -> None:
+    """Run all; exit with a message if an instance of the table was never launched."""
+    in_build = sys.argv[1]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # g++ works beside g++
+        list(pool.map(lambda f: build.compiled(f, instances.names(f), in_build), instances.KERNELS))
+    launched: set[str] = set()
+    for order in build.ORDERS:
+        with device(order, in_build) as gpu:
+            for dtype in DTYPES:
+                for B, D in SIZES:
+                    for name in backends.CASES:
+                        run_pair(gpu, name, B, D, dtype)
+                run_whole_packs(gpu, dtype)
+                if dtype not in HALVES:
+                    for n, offset in ((1, 0), (8200, 0), (8191, 3)):
+                        run_others(gpu, n, offset, dtype)
+            launched.update(gpu.launched)
+    missing = {name for file in instances.KERNELS for name in instances.names(file)} - launched
+    if missing:
+        sys.exit("never launched:\n" + "\n".join(sorted(missing)))
+    print(f"{len(launched)} kernels, all of the table, without a report")
+
+
+if __name__ == "__main__":
+    main()

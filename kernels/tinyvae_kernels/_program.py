@@ -1,0 +1,139 @@
+"""Kernel calls, recorded once and run again as one native function: no Python in between.
+
+A training step on one shape calls the same kernels on the same memory in the same order, every time.
+`Program` remembers these calls while a step runs, and makes one function out of them: a list of
+calls with constant arguments, which LLVM compiles in milliseconds, for the kernels themselves are
+compiled already.  That function runs without the interpreter and without its lock, so that the
+threads of a step do not wait for each other.  What changes from step to step (a batch, noise, a
+learning rate) must lie in the memory that the kernels read.
+
+A GPU has the same thing under the name of CUDA graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import ctypes
+import functools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Call = tuple[Any, tuple]  # a kernel, with `native(args) -> (address, [(LLVM type, value)])`
+recorder: contextvars.ContextVar[list[Call] | None] = contextvars.ContextVar(
+    "recorder", default=None
+)
+
+
+class Program:
+    """Calls of kernels in the order in which they were made; holds their arrays alive."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self._run: Any = None
+
+    @contextlib.contextmanager
+    def record(self) -> Iterator[None]:
+        """Inside the block, in this thread, kernels run and are remembered."""
+        token = recorder.set(self.calls)
+        try:
+            yield
+        finally:
+            recorder.reset(token)
+
+    def compile(self) -> None:
+        """Make the native function; RuntimeError if a kernel has no address."""
+        self._engine, self._run = _compiled(self.calls)
+
+    def __call__(self) -> None:
+        """All calls again, on the same memory."""
+        status = self._run()
+        if status:
+            raise RuntimeError(f"kernel {self.calls[status - 1][0].__name__} failed")
+
+
+# ------------------------------------------------------------------------------- machine code
+def flattened(value: Any) -> list[tuple[str, Any]]:
+    """An argument as Numba passes it to machine code: LLVM types and constants.
+
+    An array is seven numbers and more: owner (two, 0: borrowed), size, itemsize, address, and its
+    shape and strides.
+    """
+    if isinstance(value, np.ndarray):
+        numbers = [value.size, value.itemsize, value.ctypes.data, *value.shape, *value.strides]
+        return [("ptr", 0), ("ptr", 0), *(("i64", n) for n in numbers[:2]), ("ptr", numbers[2]),
+                *(("i64", n) for n in numbers[3:])]  # fmt: skip
+    if isinstance(value, tuple):
+        return [part for item in value for part in flattened(item)]
+    if isinstance(value, (np.float32, np.float64)):
+        return [("float" if value.dtype == np.float32 else "double", value)]
+    if isinstance(value, np.integer):
+        return [(f"i{8 * value.itemsize}", int(value))]
+    if isinstance(value, int):
+        return [("i64", value)]
+    raise TypeError(f"a kernel in a program cannot take a {type(value).__name__}")
+
+
+def _text(kind: str, value: Any) -> str:
+    """A constant in LLVM's language; a float by its bits as a double."""
+    if kind == "ptr":
+        return f"ptr inttoptr (i64 {value} to ptr)" if value else "ptr null"
+    if kind in ("float", "double"):
+        return f"{kind} 0x{np.float64(value).view(np.uint64):016X}"
+    return f"{kind} {value}"
+
+
+def _compiled(calls: list[Call]) -> tuple[Any, Any]:
+    """A function that makes the calls; it returns 0, or the number of the call that failed."""
+    from llvmlite import binding as llvm
+
+    lines = ["define i32 @program() {", "entry:", "  %ret = alloca [64 x i8], align 16",
+             "  %error = alloca ptr, align 8"]  # fmt: skip
+    for number, (kernel, args) in enumerate(calls, 1):
+        address, checked, constants = kernel.native(args)
+        given = ["ptr %ret", "ptr %error"] if checked else []
+        given += [_text(kind, value) for kind, value in constants]
+        callee = f"inttoptr (i64 {address} to ptr)"
+        if not checked:
+            lines.append(f"  call void {callee}({', '.join(given)})")
+            continue
+        lines += [
+            f"  %status{number} = call i32 {callee}({', '.join(given)})",
+            # Numba's codes: 0 returned a value, -2 returned None; all others are exceptions
+            f"  %some{number} = icmp ne i32 %status{number}, 0",
+            f"  %none{number} = icmp ne i32 %status{number}, -2",
+            f"  %bad{number} = and i1 %some{number}, %none{number}",
+            f"  br i1 %bad{number}, label %failed{number}, label %next{number}",
+            f"failed{number}:", f"  ret i32 {number}", f"next{number}:",
+        ]  # fmt: skip
+    text = "\n".join([*lines, "  ret i32 0", "}"])
+    _initialize()
+    machine = llvm.Target.from_default_triple().create_target_machine(opt=0)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(text), machine)
+    engine.finalize_object()
+    address = engine.get_function_address("program")
+    return engine, ctypes.CFUNCTYPE(ctypes.c_int32)(address)  # ctypes lets go of the GIL
+
+
+@functools.cache
+def _initialize() -> None:
+    from llvmlite import binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+
+
+# ------------------------------------------------------------------------------------------ BLAS
+@functools.cache
+def cblas(name: str) -> int | None:
+    """The address of a function in the OpenBLAS that NumPy's wheels bring, or None."""
+    folder = Path(np.__file__).parents[1] / ("numpy" if sys.platform == "darwin" else "numpy.libs")
+    for path in sorted(folder.rglob("*openblas*")):
+        with contextlib.suppress(OSError, AttributeError):
+            function = getattr(ctypes.CDLL(str(path)), f"scipy_cblas_{name}64_")
+            return ctypes.cast(function, ctypes.c_void_p).value
+    return None

@@ -1,0 +1,160 @@
+"""The benchmarks' own logic: what they count, leave out, judge and write; no timing."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+import simt
+import tinyvae_kernels
+from benchmarks import _kernel_cases, _kernel_once, gpu, kernels
+
+
+def test_every_pair_has_a_row():
+    assert _kernel_cases.missing(tinyvae_kernels) == []
+
+
+def test_bytes_are_inputs_once_and_outputs_once():
+    elbo = _kernel_cases.KERNELS["bernoulli_elbo"]
+    B, D, Z = 8192, 3072, _kernel_cases.Z
+    assert elbo.bytes(B, D, "forward") == 4 * (2 * B * D + 2 * B * Z + B)
+    assert elbo.bytes(B, D, "gradient") == 4 * (3 * B * D + 4 * B * Z + 2 * B)
+    assert _kernel_cases.KERNELS["adam_update"].bytes(3, 5, "forward") == 4 * 7 * 15
+    # dmu is dout itself: mu, logvar, eps, dout are read, z and dlogvar written
+    assert _kernel_cases.KERNELS["reparameterize"].bytes(3, 5, "gradient") == 4 * 6 * 15
+
+
+def test_a_kernel_once_finds_what_is_wrong(monkeypatch):
+    monkeypatch.setattr(_kernel_once, "SIZES", [(2, 33)])
+    with simt.device() as device:
+        assert _kernel_once.check_all(device.xp.asarray, device.xp.asnumpy) == []
+
+        def scaled(a):
+            return device.xp.asnumpy(a) * a.dtype.type(1.1)
+
+        wrong = _kernel_once.check_all(device.xp.asarray, scaled)
+    assert any("gaussian_kl float32" in text for text in wrong)
+
+
+# -------------------------------------------------------------------------------------- kernels
+def row(name="bernoulli_elbo", mode="gradient", size=(8192, 3072), ratios=None, of_copy=0.8):
+    ratios = {"jax": 0.4} if ratios is None else ratios
+    best = max(ratios, key=ratios.get)
+    return {
+        "kernel": name, "mode": mode, "size": list(size), "of_copy": of_copy, "best_peer": best,
+        "ratios": {p: {"median": r} for p, r in ratios.items()}, "to_best": ratios[best],
+    }  # fmt: skip
+
+
+def kept(rows, device):
+    return [verdict for verdict, _ in kernels.verdicts(rows, device)]
+
+
+def test_targets_on_a_cpu():
+    assert kept([row()], "cpu") == [True, True, True]
+    assert kept([row(of_copy=0.7)], "cpu") == [True, False, True]
+    assert kept([row(ratios={"jax": 0.51, "torch": 0.1})], "cpu") == [False, True, True]
+    slow = row("im2col", ratios={"jax": 1.01})
+    assert kept([slow], "cpu") == [False]
+    assert "im2col gradient 8192x3072: 1.01" in kernels.verdicts([slow], "cpu")[0][1]
+    assert kept([], "cpu") == []
+
+
+def test_targets_on_a_gpu():
+    large = {"size": (65536, 3072)}
+    assert kept([row(**large, of_copy=0.9, ratios={"compile": 1.0, "torch": 0.33})], "cuda") == [
+        True, True, True,
+    ]  # fmt: skip
+    assert kept([row(**large, ratios={"compile": 1.1, "torch": 0.34})], "cuda") == [False] * 3
+    assert kept([row("im2col", ratios={"compile": 0.5})], "cuda") == [True, True]
+
+
+def test_rows_beyond_the_budget_are_left_out_and_named(monkeypatch):
+    monkeypatch.setattr(kernels, "measure", lambda *_: {"errors": {}})
+    rows = kernels.plan(["bernoulli_elbo", "adam_update"], [(2, 3), (4, 5)], "cuda")
+    order = [(k.name, size, mode) for k, size, mode in rows]
+    assert order[0] == ("bernoulli_elbo", (4, 5), "gradient")
+    assert order[1] == ("adam_update", (4, 5), "forward")
+    assert order[-1] == ("bernoulli_elbo", (2, 3), "forward")
+    seen = []
+    found = kernels.run(rows, [], {"budget_s": -1.0}, seen.append)
+    assert found["rows"] == []
+    assert found["left_out"][0] == "bernoulli_elbo gradient 4x5"
+    assert len(found["left_out"]) == len(rows)
+    assert len(kernels.run(rows, [], {"budget_s": None}, seen.append)["rows"]) == len(rows)
+
+
+def test_peers_that_found_something_else_are_noticed():
+    ours = [[3.0, 10.0], [0.0, 4.0]]
+    assert kernels._agree(ours, [[3.0001, 10.0], [0.0001, 4.0]])
+    assert not kernels._agree(ours, [[3.1, 10.0], [0.0, 4.0]])
+    assert not kernels._agree(ours, [[3.0, 10.0], [0.0, 4.1]])
+    assert not kernels._agree(ours, [[3.0, 10.0]])
+
+
+# ------------------------------------------------------------------------------------------ gpu
+def test_pytest_reports_are_counted():
+    xml = """<testsuites><testsuite>
+      <testcase classname="a" name="good"/>
+      <testcase classname="a" name="off"><skipped message="no"/></testcase>
+      <testcase classname="a" name="bad"><failure message="1 != 2">text</failure></testcase>
+      <testcase classname="a" name="worse"><error message="broken"/></testcase>
+    </testsuite></testsuites>"""
+    found = gpu.counted(xml)
+    assert (found["passed"], found["failed"], found["skipped"]) == (1, 2, 1)
+    assert found["failures"][0] == {"test": "a::bad", "message": "1 != 2"}
+
+
+def test_the_sanitizers_own_verdict():
+    assert gpu.verdict("x\n========= ERROR SUMMARY: 0 errors\n") == "ERROR SUMMARY: 0 errors"
+    text = "========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)"
+    assert gpu.verdict(text).startswith("RACECHECK SUMMARY: 1 hazard")
+    assert gpu.verdict("Device not supported") == "no summary"
+
+
+def test_a_command_is_stopped_in_time():
+    found = gpu.limited(
+        [sys.executable, "-c", "print(1, flush=True); import time; time.sleep(60)"], 2
+    )
+    assert found["code"] is None
+    assert found["error"] == "stopped after 2 s"
+    assert found["output"] == "1\n"
+    assert gpu.limited(["true"], 0)["error"] == "no time was left"
+    assert gpu.limited([sys.executable, "-c", "raise SystemExit(3)"], 60)["code"] == 3
+
+
+def test_a_part_that_fails_spoils_no_other(monkeypatch, tmp_path, capsys):
+    def broken(clock, folder):
+        raise OSError("no such thing")
+
+    parts = {"tests": broken, "kernels": lambda clock, folder: {"summary": "9 rows", "text": "t"}}
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    path = tmp_path / "gpu.json"
+    assert gpu.run(["tests", "kernels"], 60, {"gpu": {"name": "none"}}, path) == 1
+    found = json.loads(path.read_text())["parts"]
+    assert found["tests"]["error"] == "OSError: no such thing"
+    assert found["kernels"].keys() == {"summary", "seconds"}
+    assert "9 rows" in capsys.readouterr().out
+    assert gpu.run(["kernels"], 60, {}, path) == 0
+
+
+def test_time_that_is_left():
+    now = [0.0]
+    clock = gpu.Clock(10, lambda: now[0])
+    assert clock.at_most(4) == 4
+    now[0] = 8.0
+    assert clock.at_most(4) == 2
+    now[0] = 20.0
+    assert clock.left() == 0
+
+
+@pytest.mark.parametrize("name", _kernel_cases.KERNELS)
+def test_arrays_have_the_shapes_that_their_bytes_count(name):
+    kernel = _kernel_cases.KERNELS[name]
+    arrays = kernel.arrays(3, 100)
+    assert [a.shape for a in arrays] == [a.shape(3, 100) for a in kernel.arguments]
+    assert sum(a.nbytes for a in arrays) <= kernel.bytes(3, 100, "forward")
+    assert all(np.isfinite(a).all() for a in arrays)
