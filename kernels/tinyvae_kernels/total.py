@@ -36,7 +36,7 @@ def total_backward(dout: Any, saved: tuple) -> tuple:
     shape, like = saved
     dtotal = check_dout(dout, (), like)
     dvalues = empty(shape, like)
-    select(dvalues, _spread, _spread, _spread_cuda)(dtotal.reshape(1), dvalues)
+    select(dvalues, _spread_numpy, _spread_numba, _spread_cuda)(dtotal.reshape(1), dvalues)
     return (dvalues,)
 
 
@@ -57,8 +57,14 @@ def _total_cuda(values, total):
     launch("total.cu", typed("total", values.dtype), 1, 256, arguments)
 
 
-def _spread(dtotal, dvalues):
+def _spread_numpy(dtotal, dvalues):
     dvalues[:] = dtotal[0]
+
+
+@jit
+def _spread_numba(dtotal, dvalues):
+    for i in range(dvalues.size):
+        dvalues[i] = dtotal[0]
 
 
 def _spread_cuda(dtotal, dvalues):
