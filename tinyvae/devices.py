@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyvae_kernels import BackendError, cuda_problem, threads
-from tinyvae_kernels._cuda import cupy_device, is_device_array
+from tinyvae_kernels import BackendError, cuda_problem, cupy_device, is_device_array, threads
 
 from ._text import one_line, unknown
 

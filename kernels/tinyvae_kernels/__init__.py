@@ -13,8 +13,9 @@ A kernel is a pair of pure functions:
 from collections.abc import Callable
 from typing import Any
 
-from ._cuda import cuda_problem
+from ._cuda import cuda_problem, cupy_device, is_device_array
 from ._dispatch import BACKENDS, BackendError, backend, numba_problem
+from ._program import Cell, Program
 from ._threads import threads
 from .arena import Arena
 from .elbo import (
@@ -50,7 +51,7 @@ from .likelihood import (
     gaussian_nll_forward,
     gaussian_nll_value_and_grad,
 )
-from .optimizer import adam_update, sgd_update
+from .optimizer import adam_numbers, adam_update, sgd_update
 from .patches import (
     Geometry,
     col2im_backward,
@@ -60,6 +61,7 @@ from .patches import (
     im2col_forward,
 )
 from .philox import philox_bits, philox_normal, philox_uniform
+from .product import product
 from .total import (
     gaussian_kl_total_backward,
     gaussian_kl_total_forward,
@@ -89,8 +91,11 @@ __all__ = [
     "PAIRS",
     "Arena",
     "BackendError",
+    "Cell",
     "ElboSaved",
     "Geometry",
+    "Program",
+    "adam_numbers",
     "adam_update",
     "backend",
     "bernoulli_elbo_backward",
@@ -102,6 +107,7 @@ __all__ = [
     "col2im_backward",
     "col2im_forward",
     "cuda_problem",
+    "cupy_device",
     "gaussian_elbo_backward",
     "gaussian_elbo_forward",
     "gaussian_elbo_value_and_grad",
@@ -125,10 +131,12 @@ __all__ = [
     "geometry",
     "im2col_backward",
     "im2col_forward",
+    "is_device_array",
     "numba_problem",
     "philox_bits",
     "philox_normal",
     "philox_uniform",
+    "product",
     "reparameterize_backward",
     "reparameterize_forward",
     "sgd_update",

@@ -25,7 +25,7 @@ import numpy as np
 
 from . import _threads
 from ._cuda import cuda_problem, cupy_device, device_of, is_device_array
-from ._program import flattened, recorder
+from ._program import Cell, flattened, recorder
 
 BACKENDS = ("auto", "numpy", "numba")
 _requested: contextvars.ContextVar[str] = contextvars.ContextVar("backend", default="auto")
@@ -138,13 +138,15 @@ class jit:
         calls = recorder.get()
         if calls is not None:
             calls.append((self, args))
+            args = tuple(a.memory[0] if type(a) is Cell else a for a in args)
         return (self.compiled or self.dispatcher())(*args)
 
     def native(self, args: tuple) -> tuple[int, bool, list]:
         """How a program calls the machine code for these arguments."""
         from . import _numba
 
-        return _numba.address(self.dispatcher(), args), True, flattened(args)
+        values = tuple(a.memory[0] if type(a) is Cell else a for a in args)
+        return _numba.address(self.dispatcher(), values), True, flattened(args)
 
 
 class jit_rows(jit):
@@ -291,6 +293,7 @@ def check_same_shape(*, halves: bool = False, **arrays: Any) -> tuple:
 def check_weight(**weights: float) -> None:
     """Weights such as beta and free_bits: ValueError unless all are finite and not negative."""
     for name, value in weights.items():
+        value = float(value.memory[0]) if type(value) is Cell else value
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name} must be finite and >= 0, got {value}")
 

@@ -29,6 +29,25 @@ recorder: contextvars.ContextVar[list[Call] | None] = contextvars.ContextVar(
 )
 
 
+class Cell:
+    """A number that a program reads anew at every run, where a plain number would be a constant.
+
+    Given to a kernel in place of a number while a program records.
+    """
+
+    def __init__(self, dtype: Any, value: float = 0.0):
+        self.memory = np.array([value], dtype)
+
+    def set(self, value: float) -> None:
+        """The number from now on."""
+        self.memory[0] = value
+
+
+def scalar(value: Any, number: Any) -> Any:
+    """A number in a kernel's own type; a Cell, which has its type, as it is."""
+    return value if type(value) is Cell else number(value)
+
+
 class Program:
     """Calls of kernels in the order in which they were made; holds their arrays alive."""
 
@@ -67,6 +86,9 @@ def flattened(value: Any) -> list[tuple[str, Any]]:
         numbers = [value.size, value.itemsize, value.ctypes.data, *value.shape, *value.strides]
         return [("ptr", 0), ("ptr", 0), *(("i64", n) for n in numbers[:2]), ("ptr", numbers[2]),
                 *(("i64", n) for n in numbers[3:])]  # fmt: skip
+    if isinstance(value, Cell):
+        kind = "float" if value.memory.dtype == np.float32 else "double"
+        return [(f"load {kind}", value.memory.ctypes.data)]
     if isinstance(value, tuple):
         return [part for item in value for part in flattened(item)]
     if isinstance(value, (np.float32, np.float64)):
@@ -96,7 +118,14 @@ def _compiled(calls: list[Call]) -> tuple[Any, Any]:
     for number, (kernel, args) in enumerate(calls, 1):
         address, checked, constants = kernel.native(args)
         given = ["ptr %ret", "ptr %error"] if checked else []
-        given += [_text(kind, value) for kind, value in constants]
+        for place, (kind, value) in enumerate(constants):
+            if kind.startswith("load "):
+                kind = kind.removeprefix("load ")
+                name = f"%cell{number}.{place}"
+                lines.append(f"  {name} = load {kind}, ptr inttoptr (i64 {value} to ptr)")
+                given.append(f"{kind} {name}")
+            else:
+                given.append(_text(kind, value))
         callee = f"inttoptr (i64 {address} to ptr)"
         if not checked:
             lines.append(f"  call void {callee}({', '.join(given)})")

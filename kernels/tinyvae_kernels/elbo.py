@@ -39,6 +39,7 @@ from ._dispatch import (
     select,
 )
 from ._math import expm1
+from ._program import scalar
 from .likelihood import (
     _bernoulli_nll_numba,
     _bernoulli_nll_numpy,
@@ -93,7 +94,7 @@ def _elbo(
     select(x, *bodies)(
         *(rows(p) for p in given), rows(x), rate, nll, *(rows(d) for d in dparameters),
         *constants, rows(mu), rows(logvar), kl, rows(dmu), rows(dlogvar), elbo,
-        number(beta), kl_floor(free_bits, number),
+        scalar(beta, number), kl_floor(free_bits, number),
     )  # fmt: skip
     return elbo, ElboSaved(nll, kl, dparameters, dmu, dlogvar)
 

@@ -12,13 +12,10 @@ import numpy as np
 
 from ._cuda import over_elements
 from ._dispatch import check_same_shape, contiguous, jit_rows, select
+from ._program import scalar
 
 
-def adam_update(
-    parameter: Any,
-    gradient: Any,
-    m: Any,
-    v: Any,
+def adam_numbers(
     *,
     step: int,
     learning_rate: float = 1e-3,
@@ -27,6 +24,19 @@ def adam_update(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     scale: float = 1.0,
+) -> tuple[float, ...]:
+    """What Adam's formula needs of its options, the same for all parameters of a step.
+
+    step: t, counted from 1.  Raises ValueError for step < 1.
+    """
+    if step < 1:
+        raise ValueError(f"step counts from 1, got {step}")
+    return (scale, learning_rate, 1 - learning_rate * weight_decay, beta1, 1 - beta1, beta2,
+            1 - beta2, eps, 1 / (1 - beta1**step), 1 / (1 - beta2**step))  # fmt: skip
+
+
+def adam_update(
+    parameter: Any, gradient: Any, m: Any, v: Any, numbers: tuple | None = None, **options: Any
 ) -> None:
     """Adam in place; with weight_decay, AdamW.
 
@@ -34,15 +44,12 @@ def adam_update(
     p = p - lr weight_decay p - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
                        Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019
     parameter, gradient, m, v: one shape, C-contiguous; overwritten: parameter, m, v.
-    step: t, counted from 1.
+    options: those of adam_numbers, step among them; or `numbers`, what that function returned.
     Raises ValueError for differing shapes, step < 1, or arrays that are not contiguous.
     """
     flat = _flat(parameter=parameter, gradient=gradient, m=m, v=v)
-    if step < 1:
-        raise ValueError(f"step counts from 1, got {step}")
-    numbers = (scale, learning_rate, 1 - learning_rate * weight_decay, beta1, 1 - beta1, beta2,
-               1 - beta2, eps, 1 / (1 - beta1**step), 1 / (1 - beta2**step))  # fmt: skip
-    constants = (parameter.dtype.type(number) for number in numbers)
+    numbers = adam_numbers(**options) if numbers is None else numbers
+    constants = (scalar(number, parameter.dtype.type) for number in numbers)
     select(parameter, _adam_update_numpy, _adam_update_numba, _adam_update_cuda)(*flat, *constants)
 
 
