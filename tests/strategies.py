@@ -242,4 +242,7 @@ CASES: dict[str, st.SearchStrategy[Case]] = kernel_strategies.CASES | {
     "linear": linears(),
     "conv2d": convolutions(),
     "conv_transpose2d": transposed_convolutions(),
+    "elbo_loss": kernel_strategies.elbos(
+        normal, kernel_strategies.bits, elbo=st.just("bernoulli_elbo"), batch=st.integers(1, 9)
+    ),
 }

@@ -105,7 +105,7 @@ def _bits(rng: Any, *shape: int) -> np.ndarray:
     return (rng.random(shape) < 0.4).astype(np.float64)
 
 
-def _elbo_case(rng: Any, parameters: int, x: Any, **options: float) -> Case:
+def _elbo_case(rng: Any, parameters: int, x: Any, **options: Any) -> Case:
     free = {"beta": 1.7, "free_bits": 0.05} | options
     given = tuple(_normal(rng, 5, 7) for _ in range(parameters))
     return (*given, Tensor(x), _normal(rng, 5, 3), _normal(rng, 5, 3)), free
@@ -176,6 +176,7 @@ CASES: dict[str, Callable[[Any], Case]] = {
     "bernoulli_elbo": lambda rng: _elbo_case(rng, 1, _bits(rng, 5, 7)),
     "gaussian_elbo": lambda rng: _elbo_case(rng, 2, _normal(rng, 5, 7)),
     "gaussian_fixed_elbo": lambda rng: _elbo_case(rng, 1, _normal(rng, 5, 7), variance=0.3),
+    "elbo_loss": lambda rng: _elbo_case(rng, 1, _bits(rng, 5, 7), elbo="bernoulli_elbo", batch=8),
 }
 
 

@@ -14,7 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from tinyvae_kernels import BackendError, cuda_problem, cupy_device, is_device_array, threads
+from tinyvae_kernels import (
+    BackendError,
+    Cell,
+    Program,
+    add,
+    cuda_problem,
+    cupy_device,
+    is_device_array,
+    threads,
+)
 
 from ._text import one_line, unknown
 
@@ -99,6 +108,9 @@ def to_host(array: Any) -> np.ndarray:
 __all__ = [
     "DEVICES",
     "BackendError",
+    "Cell",
+    "Program",
+    "add",
     "as_array",
     "describe",
     "is_device_array",

@@ -40,6 +40,10 @@ class Bernoulli:
         """ELBO (B,) nats, with `beta` and `free_bits`; its terms in `.saved`."""
         return ops.bernoulli_elbo(output, x, mu, logvar, **weights)
 
+    def loss(self, output: Tensor, x: Any, mu: Tensor, logvar: Tensor, **weights: Any) -> Tensor:
+        """The negative ELBO over `batch`, a single number, in one pass."""
+        return ops.elbo_loss(output, x, mu, logvar, elbo="bernoulli_elbo", **weights)
+
     def mean(self, output: Any) -> Any:
         """E[x | z] = sigmoid(output)."""
         return ops.sigmoid(output).data
@@ -128,6 +132,14 @@ class Gaussian:
         if self.learned:
             return ops.gaussian_elbo(*self._parameters(output), x, mu, logvar, **weights)
         return ops.gaussian_fixed_elbo(output, x, mu, logvar, variance=self.variance, **weights)
+
+    def loss(self, output: Tensor, x: Any, mu: Tensor, logvar: Tensor, **weights: Any) -> Tensor:
+        """The negative ELBO over `batch`, a single number, in one pass."""
+        if self.learned:
+            parameters = self._parameters(output)
+            return ops.elbo_loss(*parameters, x, mu, logvar, elbo="gaussian_elbo", **weights)
+        weights |= {"elbo": "gaussian_fixed_elbo", "variance": self.variance}
+        return ops.elbo_loss(output, x, mu, logvar, **weights)
 
     def mean(self, output: Any) -> Any:
         """E[x | z]."""

@@ -30,6 +30,9 @@ ACTIVATIONS: dict[str, Callable] = {
 }
 
 
+_FUSED = {function: name for name, function in ACTIVATIONS.items()}
+
+
 # -------------------------------------------------------------------------------- initialisers
 def fan_in_uniform(rng: np.random.Generator, shape: tuple, fan_in: int, fan_out: int) -> np.ndarray:
     """U(-a, a), a = 1 / sqrt(fan_in): PyTorch's default for linear and convolution layers."""
@@ -185,9 +188,9 @@ class Linear(Module):
         if bias:
             self.bias = _parameter(fan_in_uniform(rng, (outputs,), inputs, outputs), dtype)
 
-    def __call__(self, x: Any) -> Tensor:
+    def __call__(self, x: Any, activation: str = "identity") -> Tensor:
         """(..., I) -> (..., O)."""
-        return ops.linear(x, self.weight, self.bias)
+        return ops.linear(x, self.weight, self.bias, activation=activation)
 
 
 class Conv2d(Module):
@@ -222,9 +225,9 @@ class Conv2d(Module):
     def _fans(channels: int, filters: int, size: int) -> tuple[int, int]:
         return channels * size, filters * size
 
-    def __call__(self, x: Any) -> Tensor:
+    def __call__(self, x: Any, activation: str = "identity") -> Tensor:
         """(B, H, W, C) -> (B, P, Q, O)."""
-        return ops.conv2d(x, self.weight, self.bias, **self.options)
+        return ops.conv2d(x, self.weight, self.bias, activation=activation, **self.options)
 
 
 class ConvTranspose2d(Conv2d):
@@ -251,11 +254,12 @@ class ConvTranspose2d(Conv2d):
         # run here and there starts from the same distribution
         return filters * size, channels * size
 
-    def __call__(self, x: Any) -> Tensor:
+    def __call__(self, x: Any, activation: str = "identity") -> Tensor:
         """(B, H, W, C) -> (B, P, Q, O)."""
         return ops.conv_transpose2d(
-            x, self.weight, self.bias, output_size=self.output_size, **self.options
-        )
+            x, self.weight, self.bias, output_size=self.output_size, activation=activation,
+            **self.options,
+        )  # fmt: skip
 
 
 class Reshape(Module):
@@ -270,13 +274,23 @@ class Reshape(Module):
 
 
 class Sequential(Module):
-    """One layer after the other; plain functions of a tensor are layers too."""
+    """One layer after the other; plain functions of a tensor are layers too.
+
+    A linear layer or a convolution and an activation of ACTIVATIONS behind it run as one op.
+    """
 
     def __init__(self, *layers: Callable[[Any], Tensor]):
         self.layers = list(layers)
 
     def __call__(self, x: Any) -> Tensor:
         """Apply all layers in order."""
-        for layer in self.layers:
-            x = layer(x)
+        waiting = iter([*self.layers, None])
+        layer = next(waiting)
+        while layer is not None:
+            following = next(waiting)
+            if isinstance(layer, (Linear, Conv2d)) and following in _FUSED:
+                x, following = layer(x, _FUSED[following]), next(waiting)
+            else:
+                x = layer(x)
+            layer = following
         return x

@@ -10,11 +10,15 @@ from .tensor import Tensor
 
 
 class Elbo(NamedTuple):
-    """loss: a single number to call backward() on; nll, kl: (B,), unweighted, for the log."""
+    """loss: a single number to call backward() on; nll, kl: (B,), unweighted, for the log.
+
+    elbo: (B,), what the loss is the negative mean of.
+    """
 
     loss: Tensor
     nll: Any
     kl: Any
+    elbo: Any
 
 
 def elbo(
@@ -25,14 +29,17 @@ def elbo(
     likelihood: Likelihood,
     beta: float = 1.0,
     free_bits: float = 0.0,
+    batch: int | None = None,
 ) -> Elbo:
     """The evidence lower bound with one sample of z a row, as a loss: its negative batch mean.
 
     E_q[log p(x | z)] - beta KL(q(z | x) || N(0, I))        Kingma and Welling 2014, equation 10
     network: has encode(x) -> mu, logvar and decode(z) -> the likelihood's raw parameters.
-    x: (B, ...); eps: (B, Z) standard normal noise.
+    x: (B, ...); eps: (B, Z) standard normal noise; batch: rows of the whole batch, if x is a part.
     """
     mu, logvar = network.encode(x)
     z = ops.reparameterize(mu, logvar, eps)
-    bound = likelihood.elbo(network.decode(z), x, mu, logvar, beta=beta, free_bits=free_bits)
-    return Elbo(-ops.mean(bound), bound.saved.nll, bound.saved.kl)
+    loss = likelihood.loss(
+        network.decode(z), x, mu, logvar, beta=beta, free_bits=free_bits, batch=batch or len(x)
+    )
+    return Elbo(loss, loss.saved.nll, loss.saved.kl, loss.saved.elbo)

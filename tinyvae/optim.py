@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyvae_kernels import adam_update, sgd_update
+from tinyvae_kernels import adam_numbers, adam_update, sgd_update
 
 from . import devices
 from .tensor import Tensor
@@ -52,6 +52,7 @@ class _Optimizer:
         all threads.
         """
         self.steps += 1
+        self._prepare(scale)
 
         def update(i: int) -> None:
             if self.parameters[i].grad is not None:
@@ -62,6 +63,9 @@ class _Optimizer:
                 update(i)
         else:
             each(update)
+
+    def _prepare(self, scale: float) -> None:
+        """What is the same for all parameters of a step."""
 
     def _update(self, tensor: Tensor, i: int, scale: float) -> None:
         raise NotImplementedError
@@ -106,13 +110,23 @@ class Adam(_Optimizer):
             raise ValueError(f"betas must be in [0, 1) and eps > 0, got {betas} and {eps}")
         self.betas, self.eps = betas, eps
 
-    def _update(self, tensor: Tensor, i: int, scale: float) -> None:
-        assert tensor.grad is not None
-        adam_update(
-            tensor.data, tensor.grad, self.state["m"][i], self.state["v"][i],
+    def numbers(self, scale: float) -> tuple[float, ...]:
+        """The numbers of Adam's formula for the present step."""
+        return adam_numbers(
             step=self.steps, learning_rate=self.learning_rate, beta1=self.betas[0],
             beta2=self.betas[1], eps=self.eps, weight_decay=self.weight_decay, scale=scale,
         )  # fmt: skip
+
+    def _prepare(self, scale: float) -> None:
+        self._numbers = self.numbers(scale)
+
+    def _update(self, tensor: Tensor, i: int, scale: float) -> None:
+        self.update(i, self._numbers)
+
+    def update(self, i: int, numbers: tuple) -> None:
+        """Update parameter i, with the step's numbers, or cells that hold them."""
+        tensor = self.parameters[i]
+        adam_update(tensor.data, tensor.grad, self.state["m"][i], self.state["v"][i], numbers)
 
 
 class SGD(_Optimizer):

@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import copy
+import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -76,20 +77,29 @@ class Shards:
         Gradients that the steps left in their networks end up, summed, in the first one.
         An exception in a shard reaches the caller.
         """
+        results = self.scatter(step, rows)
+        if len(results) > 1:
+            self.each(self._sum_gradients)
+        return results
+
+    def scatter(self, step: Callable[[Any, slice], T], rows: int) -> list[T]:
+        """step(network, rows of the batch) for each shard; the gradients stay where they are."""
         count = min(len(self.networks), rows)
         cuts = [rows * k // count for k in range(count + 1)]
-        parts = [slice(*cuts[k : k + 2]) for k in range(count)]
-        others = zip(self.networks[1:], parts[1:])  # noqa: B905  (a small batch has fewer parts)
-        waiting = [self._submit(step, network, part) for network, part in others]
+        return self.at_once(
+            [functools.partial(step, self.networks[k], slice(cuts[k], cuts[k + 1]))
+             for k in range(count)]
+        )  # fmt: skip
+
+    def at_once(self, functions: Sequence[Callable[[], T]]) -> list[T]:
+        """The results of all functions: the first runs in this thread, the others in the pool."""
+        waiting = [self._submit(function) for function in functions[1:]]
         try:
-            results = [step(self.networks[0], parts[0])]
+            results = [functions[0]()]
         finally:
             for future in waiting:  # nobody may still be working when the caller goes on
                 future.exception()
-        results += [future.result() for future in waiting]
-        if count > 1:
-            self.each(self._sum_gradients)
-        return results
+        return results + [future.result() for future in waiting]
 
     def each(self, function: Callable[[int], Any]) -> None:
         """function(i) for the numbers i of all parameters, shared out to the threads by size."""
@@ -98,10 +108,7 @@ class Shards:
             for i in numbers:
                 function(i)
 
-        waiting = [self._submit(run, numbers) for numbers in self.groups[1:]]
-        run(self.groups[0])
-        for future in waiting:
-            future.result()
+        self.at_once([functools.partial(run, numbers) for numbers in self.groups])
 
     def _submit(self, function: Callable, *arguments: Any) -> Future:
         """Run on another thread, with the caller's kernel backend and NumPy error state."""

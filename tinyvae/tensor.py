@@ -246,7 +246,7 @@ def _backward(out: Tensor, dout: np.ndarray, retain_graph: bool) -> None:
                     shared = shared or sum(g is gradient for g in gradients) > 1
                     _accumulate(tensor, gradient.copy() if shared else gradient)
                 elif tensor.node in pending:  # used twice: the gradients add up
-                    pending[tensor.node] = pending[tensor.node] + gradient
+                    pending[tensor.node] = devices.add(pending[tensor.node], gradient)
                 else:
                     pending[tensor.node] = gradient
         if not retain_graph:

@@ -27,6 +27,7 @@ from .ops import noise
 from .ops.noise import Stream
 from .optim import Adam, gradient_norm
 from .parallel import Shards, keep_freed_memory, on_gpu, serial, shard_count
+from .recorded import RecordedStep
 from .schedules import Schedule
 from .tensor import NonFiniteError, Tensor, detect_nonfinite
 
@@ -91,6 +92,9 @@ class Callback:
         """After an epoch, with its line of the log.  Return True to stop training."""
 
 
+MOST_RECORDED = 4  # shapes of batches: each keeps all memory of a step
+
+
 class Step:
     """One update of a network from one batch, on as many shards as it is worth.
 
@@ -106,6 +110,7 @@ class Step:
         self.network, self.likelihood = network, likelihood
         self.optimizer, self.settings = optimizer, settings
         self._stack = contextlib.ExitStack()
+        self._recorded: dict[tuple, RecordedStep | None] = {}
 
     def __enter__(self) -> Step:
         self._shards = Shards(self.network, shard_count(self.network, self.settings.batch_size))
@@ -136,34 +141,58 @@ class Step:
             step=optimizer.steps, dtype=x.dtype, like=x,
         )  # fmt: skip
         kl_weight = settings.kl_weight(epoch)
-
-        def gradients(network: VAENetwork, part: slice) -> objectives.Elbo:
-            elbo = self._objective(network, x[part], eps[part], kl_weight)
-            elbo.loss.backward(len(elbo.nll) / len(x))  # this shard's share of the batch mean
-            return elbo
-
-        shards = self._shards.run(gradients, len(x))
+        want_norm = want_norm or settings.clip_norm is not None
+        recorded = self._recording(x)
+        if recorded is not None:
+            shards = recorded.gradients(x, eps, kl_weight, summed=want_norm)
+        else:
+            shards = self._gradients(x, eps, kl_weight)
         # A GPU is waited for here, and for a norm: it updates while the next batch is prepared.
-        losses = [elbo.loss.item() for elbo in shards]
+        loss = sum(float(elbo.elbo.sum(dtype=np.float64)) for elbo in shards) / -len(x)
         nll, kl = (np.concatenate([devices.to_host(elbo[i]) for elbo in shards]) for i in (1, 2))
-        if not math.isfinite(sum(losses)):
-            raise DivergedError(self._diagnose(x, eps, epoch, sum(losses)))
+        if not math.isfinite(loss):
+            raise DivergedError(self._diagnose(x, eps, epoch, loss))
         norm, scale = math.nan, 1.0
-        if want_norm or settings.clip_norm is not None:
+        if want_norm:
             norm = gradient_norm(optimizer.parameters)
         if settings.clip_norm is not None and norm > settings.clip_norm:
             scale = settings.clip_norm / norm
         optimizer.learning_rate = settings.learning_rate(epoch)
-        optimizer.step(scale=scale, each=self._shards.each)
+        if recorded is not None:
+            recorded.update(scale)
+        else:
+            optimizer.step(scale=scale, each=self._shards.each)
         optimizer.zero_grad()
         return nll, kl, norm
 
+    def _gradients(self, x: Any, eps: Any, kl_weight: float) -> list[objectives.Elbo]:
+        def gradients(network: VAENetwork, part: slice) -> objectives.Elbo:
+            elbo = self._objective(network, x[part], eps[part], kl_weight, batch=len(x))
+            elbo.loss.backward()
+            return elbo
+
+        return self._shards.run(gradients, len(x))
+
+    def _recording(self, x: Any) -> RecordedStep | None:
+        """The recorded step for batches of this shape, from the second one on, if there is one."""
+        if not isinstance(x, np.ndarray):
+            return None  # a GPU
+        key = (x.shape, x.dtype)
+        if key not in self._recorded:
+            self._recorded[key] = None  # the first step compiles the kernels
+            return None
+        recorded = self._recorded[key]
+        if recorded is None and len(self._recorded) <= MOST_RECORDED:
+            recorded = RecordedStep(self._shards, self.optimizer, self._objective)
+            self._recorded[key] = recorded
+        return recorded if recorded is not None and recorded.fits() else None
+
     def _objective(
-        self, network: VAENetwork, x: Any, eps: Any, kl_weight: float
+        self, network: VAENetwork, x: Any, eps: Any, kl_weight: Any, batch: int | None = None
     ) -> objectives.Elbo:
         return objectives.elbo(
             network, x, eps, likelihood=self.likelihood, beta=kl_weight,
-            free_bits=self.settings.free_bits,
+            free_bits=self.settings.free_bits, batch=batch,
         )  # fmt: skip
 
     def _diagnose(self, x: Any, eps: Any, epoch: float, loss: float) -> str:

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ._cuda import cuda_problem, cupy_device, is_device_array
-from ._dispatch import BACKENDS, BackendError, backend, numba_problem
+from ._dispatch import BACKENDS, BackendError, backend, empty, numba_problem
 from ._program import Cell, Program
 from ._threads import threads
-from .arena import Arena
+from .arena import Arena, scratch
 from .elbo import (
     ElboSaved,
     bernoulli_elbo_backward,
@@ -59,10 +59,12 @@ from .patches import (
     geometry,
     im2col_backward,
     im2col_forward,
+    swap_axes,
 )
 from .philox import philox_bits, philox_normal, philox_uniform
 from .product import product
 from .total import (
+    add,
     gaussian_kl_total_backward,
     gaussian_kl_total_forward,
     total_backward,
@@ -97,6 +99,7 @@ __all__ = [
     "Program",
     "adam_numbers",
     "adam_update",
+    "add",
     "backend",
     "bernoulli_elbo_backward",
     "bernoulli_elbo_forward",
@@ -108,6 +111,7 @@ __all__ = [
     "col2im_forward",
     "cuda_problem",
     "cupy_device",
+    "empty",
     "gaussian_elbo_backward",
     "gaussian_elbo_forward",
     "gaussian_elbo_value_and_grad",
@@ -139,7 +143,9 @@ __all__ = [
     "product",
     "reparameterize_backward",
     "reparameterize_forward",
+    "scratch",
     "sgd_update",
+    "swap_axes",
     "threads",
     "total_backward",
     "total_forward",

@@ -135,9 +135,9 @@ class jit:
         return self.compiled
 
     def __call__(self, *args: Any) -> Any:
-        calls = recorder.get()
-        if calls is not None:
-            calls.append((self, args))
+        program = recorder.get()
+        if program is not None:
+            program.calls.append((self, args))
             args = tuple(a.memory[0] if type(a) is Cell else a for a in args)
         return (self.compiled or self.dispatcher())(*args)
 
@@ -174,7 +174,7 @@ class jit_rows(jit):
 
     def __call__(self, *args: Any) -> Any:
         count = _threads.parts(args, self.light)
-        if count == 1:
+        if count == 1 or recorder.get() is not None:  # a program runs in one thread
             return super().__call__(*args)
         body = self.compiled or self.dispatcher()
         return _threads.run_in_parts(body, args, self.whole, count)

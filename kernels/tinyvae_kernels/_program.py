@@ -1,9 +1,9 @@
 """Kernel calls, recorded once and run again as one native function: no Python in between.
 
-A training step on one shape calls the same kernels on the same memory in the same order, every time.
-`Program` remembers these calls while a step runs, and makes one function out of them: a list of
-calls with constant arguments, which LLVM compiles in milliseconds, for the kernels themselves are
-compiled already.  That function runs without the interpreter and without its lock, so that the
+A training step on one shape calls the same kernels on the same memory in the same order, every
+time.  `Program` remembers these calls while a step runs, and makes one function out of them: a list
+of calls with constant arguments, which LLVM compiles in milliseconds, for the kernels themselves
+are compiled already.  That function runs without the interpreter and without its lock, so that the
 threads of a step do not wait for each other.  What changes from step to step (a batch, noise, a
 learning rate) must lie in the memory that the kernels read.
 
@@ -24,9 +24,7 @@ from typing import Any
 import numpy as np
 
 Call = tuple[Any, tuple]  # a kernel, with `native(args) -> (address, [(LLVM type, value)])`
-recorder: contextvars.ContextVar[list[Call] | None] = contextvars.ContextVar(
-    "recorder", default=None
-)
+recorder: contextvars.ContextVar[Program | None] = contextvars.ContextVar("recorder", default=None)
 
 
 class Cell:
@@ -53,12 +51,13 @@ class Program:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
+        self.scratch: dict[Any, np.ndarray] = {}  # see arena.py
         self._run: Any = None
 
     @contextlib.contextmanager
     def record(self) -> Iterator[None]:
         """Inside the block, in this thread, kernels run and are remembered."""
-        token = recorder.set(self.calls)
+        token = recorder.set(self)
         try:
             yield
         finally:

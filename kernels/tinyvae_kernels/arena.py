@@ -15,11 +15,14 @@ What a kernel returned inside a block is overwritten by the next block.
 from __future__ import annotations
 
 import contextvars
+import math
+import threading
 from typing import Any
 
 import numpy as np
 
 from ._dispatch import _allocate, place, plain_empty
+from ._program import recorder
 
 
 class Arena:
@@ -58,3 +61,23 @@ def _beside(buffer: Any, like: Any) -> bool:
     if type(buffer) is np.ndarray:
         return isinstance(like, np.ndarray)
     return not isinstance(like, np.ndarray) and place(buffer) == place(like)
+
+
+class _ScratchOfThread(threading.local):
+    def __init__(self) -> None:
+        self.buffers: dict[Any, np.ndarray] = {}
+
+
+_of_thread = _ScratchOfThread()
+
+
+def scratch(shape: tuple[int, ...], like: Any) -> Any:
+    """Memory for a moment: the next call in this thread (in this program) gets the same again."""
+    if not isinstance(like, np.ndarray):
+        return plain_empty(shape, like.dtype, like)
+    program, size = recorder.get(), math.prod(shape)
+    buffers = _of_thread.buffers if program is None else program.scratch
+    buffer = buffers.get(like.dtype)
+    if buffer is None or buffer.size < size:
+        buffer = buffers[like.dtype] = np.empty(size, like.dtype)
+    return buffer[:size].reshape(shape)

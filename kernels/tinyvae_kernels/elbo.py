@@ -145,16 +145,18 @@ def bernoulli_elbo_forward(
     *,
     beta: float = 1.0,
     free_bits: float = 0.0,
+    dout: Any = None,
 ) -> Any:
     """ELBO of each row under a Bernoulli likelihood, in nats.
 
     elbo = sum_d l x - softplus(l) - beta sum_j max(kl_j, free_bits)
     logits, x: (B, ...), x in {0, 1}; mu, logvar: (B, Z); beta, free_bits >= 0.
+    dout: if it is known beforehand, (B,) or one number: saved.gradients() are then times it.
     Returns elbo (B,), saved (with saved.nll and saved.kl, (B,)).
     Raises ValueError for differing shapes, a negative weight; TypeError for dtypes, devices.
     """
     parameters = {"logits": logits}
-    return _elbo(parameters, x, mu, logvar, None, beta, free_bits, _BERNOULLI)
+    return _elbo(parameters, x, mu, logvar, dout, beta, free_bits, _BERNOULLI)
 
 
 def bernoulli_elbo_backward(dout: Any, saved: ElboSaved) -> tuple:
@@ -220,16 +222,18 @@ def gaussian_elbo_forward(
     *,
     beta: float = 1.0,
     free_bits: float = 0.0,
+    dout: Any = None,
 ) -> Any:
     """ELBO of each row under a Gaussian likelihood with learned variance, in nats.
 
     elbo = sum_d log N(x; x_mu, exp(x_logvar)) - beta sum_j max(kl_j, free_bits)
     x_mu, x_logvar, x: (B, ...); mu, logvar: (B, Z); beta, free_bits >= 0.
+    dout: if it is known beforehand, (B,) or one number: saved.gradients() are then times it.
     Returns elbo (B,), saved (with saved.nll and saved.kl, (B,)).
     Raises ValueError for differing shapes, a negative weight; TypeError for dtypes, devices.
     """
     parameters = {"x_mu": x_mu, "x_logvar": x_logvar}
-    return _elbo(parameters, x, mu, logvar, None, beta, free_bits, _GAUSSIAN)
+    return _elbo(parameters, x, mu, logvar, dout, beta, free_bits, _GAUSSIAN)
 
 
 def gaussian_elbo_backward(dout: Any, saved: ElboSaved) -> tuple:
@@ -297,17 +301,19 @@ def gaussian_fixed_elbo_forward(
     variance: float = 1.0,
     beta: float = 1.0,
     free_bits: float = 0.0,
+    dout: Any = None,
 ) -> Any:
     """ELBO of each row under a Gaussian likelihood with one fixed variance, in nats.
 
     elbo = sum_d log N(x; x_mu, variance) - beta sum_j max(kl_j, free_bits)
     x_mu, x: (B, ...); mu, logvar: (B, Z); variance > 0; beta, free_bits >= 0.
+    dout: if it is known beforehand, (B,) or one number: saved.gradients() are then times it.
     Returns elbo (B,), saved (with saved.nll and saved.kl, (B,)).
     Raises ValueError for differing shapes, a bad option; TypeError for dtypes, devices.
     """
     parameters = {"x_mu": x_mu}
     constants = fixed_constants(variance, x_mu)
-    return _elbo(parameters, x, mu, logvar, None, beta, free_bits, _FIXED, constants)
+    return _elbo(parameters, x, mu, logvar, dout, beta, free_bits, _FIXED, constants)
 
 
 def gaussian_fixed_elbo_backward(dout: Any, saved: ElboSaved) -> tuple:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._cuda import launch_gather
-from ._dispatch import as_array, check_dout, check_floats, contiguous, empty, jit_rows, select
+from ._dispatch import as_array, check_dout, check_floats, contiguous, empty, jit, jit_rows, select
 
 
 class Geometry(NamedTuple):
@@ -71,10 +71,11 @@ def im2col_forward(
     stride: int = 1,
     padding: int = 0,
     dilation: int = 1,
+    out: Any = None,
 ) -> Any:
     """All patches of an image, one a row.
 
-    x: (B, H, W, C).
+    x: (B, H, W, C); out: where the patches shall go, by default in new memory.
     Returns patches (B*P*Q, R*S*C), saved.
     Raises ValueError if x has not four axes or the filter does not fit.
     """
@@ -82,28 +83,29 @@ def im2col_forward(
     if x.ndim != 4:
         raise ValueError(f"x must be (B, H, W, C), got shape {x.shape}")
     g = geometry(x.shape[1:], kernel, stride, padding, dilation)
-    patches = empty((len(x) * g.P * g.Q, g.R * g.S * g.C), x)
+    patches = _target(out, (len(x) * g.P * g.Q, g.R * g.S * g.C), x)
     select(x, _im2col_numpy, _im2col_numba, _im2col_cuda)(contiguous(x), patches, g)
     return patches, (g, x.shape)
 
 
-def im2col_backward(dout: Any, saved: tuple) -> tuple:
+def im2col_backward(dout: Any, saved: tuple, *, out: Any = None) -> tuple:
     """dx = col2im(dpatches): every pixel sums the patches that it is in.
 
-    dout: dpatches (B*P*Q, R*S*C).  Returns dx (B, H, W, C), as a tuple of one.
+    dout: dpatches (B*P*Q, R*S*C); out: where dx shall go, by default in new memory.
+    Returns dx (B, H, W, C), as a tuple of one.
     """
     g, shape = saved
     dpatches = check_dout(dout, (shape[0] * g.P * g.Q, g.R * g.S * g.C), as_array("dout", dout))
-    dx = empty(shape, dpatches)
+    dx = _target(out, shape, dpatches)
     select(dx, _col2im_numpy, _col2im_numba, _col2im_cuda)(dx, dpatches, g)
     return (dx,)
 
 
 # ----------------------------------------------------------------------------------------- col2im
-def col2im_forward(patches: Any, *, batch: int, geometry: Geometry) -> Any:
+def col2im_forward(patches: Any, *, batch: int, geometry: Geometry, out: Any = None) -> Any:
     """The image in which overlapping patches are summed: the adjoint of im2col.
 
-    patches: (B*P*Q, R*S*C); batch: B; geometry: of the image to make.
+    patches: (B*P*Q, R*S*C); batch: B; geometry: of the image to make; out: where it shall go.
     Returns x (B, H, W, C), saved.
     Raises ValueError if the patches do not have the geometry's shape.
     """
@@ -112,20 +114,59 @@ def col2im_forward(patches: Any, *, batch: int, geometry: Geometry) -> Any:
     expected = (batch * g.P * g.Q, g.R * g.S * g.C)
     if patches.shape != expected:
         raise ValueError(f"patches have shape {patches.shape}, expected {expected}")
-    (x,) = im2col_backward(patches, (g, (batch, g.H, g.W, g.C)))
+    (x,) = im2col_backward(patches, (g, (batch, g.H, g.W, g.C)), out=out)
     return x, (g, batch)
 
 
-def col2im_backward(dout: Any, saved: tuple) -> tuple:
+def col2im_backward(dout: Any, saved: tuple, *, out: Any = None) -> tuple:
     """dpatches = im2col(dx).
 
-    dout: dx (B, H, W, C).  Returns dpatches (B*P*Q, R*S*C), as a tuple of one.
+    dout: dx (B, H, W, C); out: where dpatches shall go, by default in new memory.
+    Returns dpatches (B*P*Q, R*S*C), as a tuple of one.
     """
     g, batch = saved
     dx = check_dout(dout, (batch, g.H, g.W, g.C), as_array("dout", dout))
-    dpatches = empty((batch * g.P * g.Q, g.R * g.S * g.C), dx)
+    dpatches = _target(out, (batch * g.P * g.Q, g.R * g.S * g.C), dx)
     select(dx, _im2col_numpy, _im2col_numba, _im2col_cuda)(dx, dpatches, g)
     return (dpatches,)
+
+
+# ----------------------------------------------------------------------------------- two axes
+def swap_axes(x: Any, *, out: Any = None) -> Any:
+    """(M, N, C) -> (N, M, C), copied: a transposed filter, (R*S, C, O) -> (C, R*S, O).
+
+    out: where it shall go, by default in new memory.
+    """
+    (x,) = check_floats(x=x)
+    if x.ndim != 3:
+        raise ValueError(f"x must have three axes, got shape {x.shape}")
+    M, N, C = x.shape
+    swapped = _target(out, (N, M, C), x)
+    select(x, _swap_axes_numpy, _swap_axes_numba, _swap_axes_numpy)(swapped, contiguous(x))
+    return swapped
+
+
+def _swap_axes_numpy(swapped, x):  # on a GPU CuPy copies
+    swapped[...] = x.transpose(1, 0, 2)
+
+
+@jit
+def _swap_axes_numba(swapped, x):
+    for j in range(x.shape[1]):
+        for i in range(x.shape[0]):
+            for c in range(x.shape[2]):
+                swapped[j, i, c] = x[i, j, c]
+
+
+def _target(out: Any, shape: tuple[int, ...], like: Any) -> Any:
+    """The memory that was given, if it fits, or new memory."""
+    if out is None:
+        return empty(shape, like)
+    if out.shape != shape or out.dtype != like.dtype or not out.flags.c_contiguous:
+        raise ValueError(
+            f"out must be C-contiguous {shape} of {like.dtype}, got {out.shape} of {out.dtype}"
+        )
+    return out
 
 
 # ----------------------------------------------------------------------------------------- bodies

@@ -54,9 +54,9 @@ class _Gemm:
             out[...] = out if accumulate else 0
             return
         a, b = _readable(a), _readable(b)
-        calls = recorder.get()
-        if calls is not None:
-            calls.append((self, (a, b, out, accumulate)))
+        program = recorder.get()
+        if program is not None:
+            program.calls.append((self, (a, b, out, accumulate)))
         _function(out.dtype)(*(value for _, value in _arguments(a, b, out, accumulate)))
 
     def native(self, args: tuple) -> tuple[int, bool, list]:

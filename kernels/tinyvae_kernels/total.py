@@ -1,6 +1,7 @@
-"""The sum over a batch: from the values of rows, (B,), to one number.
+"""Sums: over a batch, from the values of rows, (B,), to one number; and of two arrays.
 
-Accumulated in float64 and in one fixed order, whatever the rows' type: the same bits every time.
+Over a batch: accumulated in float64 and in one fixed order, whatever the rows' type: the same bits
+every time.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ._cuda import launch, typed
-from ._dispatch import check_dout, check_floats, contiguous, empty, jit, select
+from ._dispatch import check_dout, check_floats, contiguous, empty, jit, jit_rows, select
 from .gaussian import gaussian_kl_backward, gaussian_kl_forward
 
 
@@ -70,6 +71,31 @@ def _spread_numba(dtotal, dvalues):
 def _spread_cuda(dtotal, dvalues):
     arguments = (dtotal, dvalues, np.int64(dvalues.size))
     launch("total.cu", typed("spread", dvalues.dtype), -(-dvalues.size // 256), 256, arguments)
+
+
+# ----------------------------------------------------------------------------------- two arrays
+def add(a: Any, b: Any, out: Any = None) -> Any:
+    """a + b, for two arrays of one shape; out: where it shall go, a itself for example.
+
+    Raises ValueError if the shapes differ, TypeError if the dtypes or devices do.
+    """
+    a, b = check_floats(a=a, b=b)
+    if a.shape != b.shape:
+        raise ValueError(f"a has shape {a.shape}, b has {b.shape}")
+    out = empty(a.shape, a) if out is None else out
+    flat = (contiguous(array).reshape(-1) for array in (a, b))
+    select(out, _add_numpy, _add_numba, _add_numpy)(*flat, out.reshape(-1))
+    return out
+
+
+def _add_numpy(a, b, out):  # on a GPU CuPy adds
+    np.add(a, b, out=out)
+
+
+@jit_rows.moving
+def _add_numba(a, b, out):
+    for i in range(out.size):
+        out[i] = a[i] + b[i]
 
 
 # -------------------------------------------------------------------- the KL of a whole batch

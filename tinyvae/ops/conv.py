@@ -20,14 +20,18 @@ from tinyvae_kernels import (
     Geometry,
     col2im_backward,
     col2im_forward,
+    empty,
     geometry,
     im2col_backward,
     im2col_forward,
+    product,
+    scratch,
+    swap_axes,
 )
 
 from .. import devices
 from ..tensor import differentiable
-from .dense import sum_rows
+from .dense import activate, activate_backward, promoted
 
 # Numbers in the patches of one part: 1 MB of float32, about a core's second-level cache.  On an
 # EPYC a conv VAE's step (B = 128, one thread) takes 56.5 ms with it and 60.2 without parts.
@@ -40,6 +44,11 @@ def _parts(x: Any, g: Geometry) -> Iterator[slice]:
     part = PART_ON_GPU if devices.is_device_array(x) else PART
     step = max(1, part // max(1, g.P * g.Q * g.R * g.S * g.C))
     return (slice(start, start + step) for start in range(0, len(x), step))
+
+
+def _patches(x: Any, g: Geometry) -> Any:
+    """Memory for the patches of some images, used again by the next part."""
+    return scratch((len(x) * g.P * g.Q, g.R * g.S * g.C), x)
 
 
 def _check(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> None:
@@ -62,15 +71,18 @@ def conv2d_forward(
     stride: int = 1,
     padding: int = 0,
     dilation: int = 1,
+    activation: str = "identity",
 ) -> Any:
     """Cross-correlation of images with filters, as the field calls convolution.
 
     y[b,p,q,o] = bias[o] + sum_rsc x[b, p stride + r dilation - padding, q ..., c] weight[r,s,c,o]
+    and then the activation, one of bias_activation's.
     x: (B, H, W, C), weight: (R, S, C, O), bias: (O,) or None.
     Returns y (B, P, Q, O), saved.
     Raises ValueError if the sizes do not fit.
     """
     _check(x, weight, bias)
+    x, weight, bias = promoted(x, weight, bias)
     R, S, C, O = weight.shape  # noqa: E741
     options: dict[str, Any] = {
         "kernel": (R, S),
@@ -80,34 +92,35 @@ def conv2d_forward(
     }
     g = geometry(x.shape[1:], **options)
     matrix = weight.reshape(R * S * C, O)
-    y = np.empty((len(x), g.P, g.Q, O), x.dtype, like=x)
+    y = empty((len(x), g.P, g.Q, O), x)
     for part in _parts(x, g):
-        patches, _ = im2col_forward(x[part], **options)
-        y_part = y[part].reshape(-1, O)  # (b, P, Q, O) -> (b*P*Q, O), a view
-        np.matmul(patches, matrix, out=y_part)
-        if bias is not None:
-            y_part += bias
-    return y, (x, weight, g, options, bias is not None)
+        patches, _ = im2col_forward(x[part], **options, out=_patches(x[part], g))
+        product(patches, matrix, y[part].reshape(-1, O))  # (b, P, Q, O) -> (b*P*Q, O), a view
+    y, kept = activate(y, bias, activation)
+    return y, (x, weight, g, options, kept)
 
 
 def conv2d_backward(dout: np.ndarray, saved: tuple, *, needs: tuple = (True, True, True)) -> tuple:
-    """dx = col2im(dy W^T)      dW = im2col(x)^T dy      db = sum dy.
+    """With du = dy activation'(u):  dx = col2im(du W^T)    dW = im2col(x)^T du    db = sum du.
 
     dout: dy (B, P, Q, O).  Returns dx (B, H, W, C), dweight (R, S, C, O), dbias (O,) or None.
     """
-    x, weight, g, options, has_bias = saved
+    x, weight, g, options, kept = saved
+    du, dbias = activate_backward(dout, kept)
     matrix = weight.reshape(-1, weight.shape[3])  # (R, S, C, O) -> (R*S*C, O)
-    dmatrix = np.zeros_like(matrix)
-    dx = np.empty(x.shape, x.dtype, like=x) if needs[0] else None
-    for part in _parts(x, g):
-        patches, shapes = im2col_forward(x[part], **options)
-        dy = dout[part].reshape(-1, weight.shape[3])  # (b, P, Q, O) -> (b*P*Q, O)
-        dmatrix += patches.T @ dy
+    dweight = empty(weight.shape, weight)
+    dmatrix = dweight.reshape(matrix.shape)
+    dx = empty(x.shape, x) if needs[0] else None
+    for i, part in enumerate(_parts(x, g)):
+        patches, shapes = im2col_forward(x[part], **options, out=_patches(x[part], g))
+        du_part = du[part].reshape(-1, weight.shape[3])  # (b, P, Q, O) -> (b*P*Q, O)
+        product(patches.T, du_part, dmatrix, accumulate=i > 0)
         if dx is not None:
-            dpatches = np.matmul(dy, matrix.T, out=patches)  # patches are not needed any more
-            (dx[part],) = im2col_backward(dpatches, shapes)
-    dbias = sum_rows(dout.reshape(-1, dout.shape[3])) if has_bias else None
-    return dx, dmatrix.reshape(weight.shape), dbias
+            product(du_part, matrix.T, patches)  # patches are not needed any more
+            im2col_backward(patches, shapes, out=dx[part])
+    if not len(x):
+        dweight.fill(0)
+    return dx, dweight, dbias
 
 
 # ------------------------------------------------------------------------------- conv_transpose2d
@@ -120,10 +133,12 @@ def conv_transpose2d_forward(
     padding: int = 0,
     dilation: int = 1,
     output_size: tuple[int, int] | None = None,
+    activation: str = "identity",
 ) -> Any:
     """The adjoint of conv2d: each input pixel stamps its filter on the output.
 
     y[b, h stride + r dilation - padding, w ..., o] += sum_c x[b,h,w,c] weight[r,s,c,o]; y += bias
+    and then the activation, one of bias_activation's.
     x: (B, H, W, C), weight: (R, S, C, O), bias: (O,) or None.
     output_size: (P, Q), one of the sizes that conv2d with these options maps to (H, W); by default
     the smallest, P = (H - 1) stride - 2 padding + dilation (R - 1) + 1.
@@ -131,6 +146,7 @@ def conv_transpose2d_forward(
     Raises ValueError if the sizes do not fit.
     """
     _check(x, weight, bias)
+    x, weight, bias = promoted(x, weight, bias)
     (B, H, W, C), (R, S, _, O) = x.shape, weight.shape  # noqa: E741
     smallest = tuple(
         (n - 1) * stride - 2 * padding + dilation * (k - 1) + 1 for n, k in ((H, R), (W, S))
@@ -144,35 +160,38 @@ def conv_transpose2d_forward(
             f"output_size {(P, Q)} does not belong to an input of {H}x{W}: the smallest that does "
             f"is {smallest}, the largest {stride - 1} more each way"
         )
-    matrix = weight.transpose(2, 0, 1, 3).reshape(C, R * S * O)  # (R, S, C, O) -> (C, R*S*O)
-    y = np.empty((B, P, Q, O), x.dtype, like=x)
+    y = empty((B, P, Q, O), x)
+    matrix = swap_axes(weight.reshape(R * S, C, O)).reshape(C, R * S * O)
     for part in _parts(x, g):
         rows = x[part].reshape(-1, C)  # (b, H, W, C) -> (b*H*W, C)
-        y_part, _ = col2im_forward(rows @ matrix, batch=len(x[part]), geometry=g)
-        if bias is not None:
-            y_part += bias
-        y[part] = y_part
-    return y, (x, matrix, weight.shape, g, bias is not None)
+        patches = product(rows, matrix, scratch((len(rows), R * S * O), x))
+        col2im_forward(patches, batch=len(x[part]), geometry=g, out=y[part])
+    y, kept = activate(y, bias, activation)
+    return y, (x, matrix, weight.shape, g, kept)
 
 
 def conv_transpose2d_backward(
     dout: np.ndarray, saved: tuple, *, needs: tuple = (True, True, True)
 ) -> tuple:
-    """dx = im2col(dy) W^T      dW = x^T im2col(dy)      db = sum dy.
+    """With du = dy activation'(u):  dx = im2col(du) W^T    dW = x^T im2col(du)    db = sum du.
 
     dout: dy (B, P, Q, O).  Returns dx (B, H, W, C), dweight (R, S, C, O), dbias (O,) or None.
     """
-    x, matrix, (R, S, C, O), g, has_bias = saved  # noqa: E741
-    dmatrix = np.zeros_like(matrix)
-    dx = np.empty(x.shape, x.dtype, like=x) if needs[0] else None
-    for part in _parts(x, g):
+    x, matrix, (R, S, C, O), g, kept = saved  # noqa: E741
+    du, dbias = activate_backward(dout, kept)
+    dmatrix = empty(matrix.shape, matrix)
+    dx = empty(x.shape, x) if needs[0] else None
+    for i, part in enumerate(_parts(x, g)):
         rows = x[part].reshape(-1, C)  # (b, H, W, C) -> (b*H*W, C)
-        (dpatches,) = col2im_backward(dout[part], (g, len(x[part])))  # (b*H*W, R*S*O)
-        dmatrix += rows.T @ dpatches
+        patches = scratch((len(rows), R * S * O), x)
+        (dpatches,) = col2im_backward(du[part], (g, len(x[part])), out=patches)
+        product(rows.T, dpatches, dmatrix, accumulate=i > 0)
         if dx is not None:
-            np.matmul(dpatches, matrix.T, out=dx[part].reshape(-1, C))
-    dweight = dmatrix.reshape(C, R, S, O).transpose(1, 2, 0, 3)  # (C, R, S, O) -> (R, S, C, O)
-    dbias = sum_rows(dout.reshape(-1, dout.shape[3])) if has_bias else None
+            product(dpatches, matrix.T, dx[part].reshape(-1, C))
+    if not len(x):
+        dmatrix.fill(0)
+    dweight = empty((R, S, C, O), x)
+    swap_axes(dmatrix.reshape(C, R * S, O), out=dweight.reshape(R * S, C, O))
     return dx, dweight, dbias
 
 

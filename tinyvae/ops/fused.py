@@ -1,9 +1,15 @@
 """The fused kernels on the tape; their pairs, with formulas, stand in tinyvae_kernels.
 
-An ELBO's result carries its two terms: `elbo.saved.nll` and `elbo.saved.kl`, each (B,) in nats.
+An ELBO's result carries its two terms: `elbo.saved.nll` and `elbo.saved.kl`, each (B,) in nats.  An
+`elbo_loss` is the negative mean of an ELBO as one op: it knows the gradient that will come in, so
+that value and gradients cost one pass over the data.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from tinyvae_kernels import PAIRS
 
@@ -21,3 +27,36 @@ gaussian_fixed_elbo = differentiable(*PAIRS["gaussian_fixed_elbo"])
 total = differentiable(*PAIRS["total"])
 im2col = differentiable(*PAIRS["im2col"])
 col2im = differentiable(*PAIRS["col2im"])
+
+
+class LossSaved(NamedTuple):
+    """What a loss keeps: the ELBO and its two terms, (B,) nats, and the loss's gradients."""
+
+    elbo: Any
+    nll: Any
+    kl: Any
+    gradients: tuple
+
+
+def elbo_loss_forward(*arrays: Any, elbo: str, batch: int, **options: Any) -> Any:
+    """loss = -sum_i elbo_i / batch, the negative mean if all rows of the batch are here.
+
+    elbo: the name of an ELBO, whose arrays and options these are; batch: rows of the whole batch.
+    Returns loss (), saved.
+    """
+    values, saved = PAIRS[elbo][0](*arrays, dout=-1.0 / batch, **options)
+    loss = np.asarray(values.sum(dtype=np.float64) / -batch, values.dtype, like=values)
+    return loss, LossSaved(values, saved.nll, saved.kl, saved.gradients())
+
+
+def elbo_loss_backward(dout: Any, saved: LossSaved) -> tuple:
+    """darray = dloss g, with the gradients g that the forward made for a dloss of 1.
+
+    dout: dloss ().  Returns one gradient for each array, None for x.
+    """
+    if isinstance(dout, np.ndarray) and dout == 1:
+        return saved.gradients
+    return tuple(None if g is None else dout * g for g in saved.gradients)
+
+
+elbo_loss = differentiable(elbo_loss_forward, elbo_loss_backward)

@@ -6,6 +6,8 @@ over_elements and over_noise in _cuda.py can ask for. A new kernel is a new line
 
 from __future__ import annotations
 
+from tinyvae_kernels.activation import ACTIVATIONS
+
 SIZES = {"float": 4, "double": 8, "tinyvae::half": 2, "tinyvae::bfloat16": 2}
 FLOATS = ("float", "double")
 HALVES = ("tinyvae::half", "tinyvae::bfloat16")
@@ -20,6 +22,11 @@ def wide(types: tuple[str, ...] = FLOATS) -> tuple[str, ...]:
 def noise(types: tuple[str, ...] = FLOATS) -> tuple[str, ...]:
     """One element at a time and a whole Philox block: over_noise."""
     return tuple(f"{name}, {width}" for name in types for width in (1, 4))
+
+
+def each(instances: tuple[str, ...], choices: int) -> tuple[str, ...]:
+    """These once for every choice, a number behind the other arguments."""
+    return tuple(f"{arguments}, {k}" for arguments in instances for k in range(choices))
 
 
 ALL = FLOATS + HALVES
@@ -51,13 +58,18 @@ KERNELS: dict[str, dict[str, tuple[str, ...]]] = {
         "gaussian_elbo": wide(ALL),
         "gaussian_fixed_elbo": wide(ALL),
     },
-    "categorical.cu": {"categorical_nll_forward": wide()},
-    "logistic_mixture.cu": {"logistic_mixture_nll_forward": wide()},
+    "categorical.cu": {"categorical_nll_forward": wide(ALL)},
+    "logistic_mixture.cu": {"logistic_mixture_nll_forward": tuple(f"{name}, 1" for name in ALL)},
     "beta.cu": {"beta_nll_forward": wide()},
-    "codebook.cu": {"nearest_code_forward": wide()},
+    "codebook.cu": {"nearest_code_forward": ("float, 1", "double, 1")},
     "importance.cu": {"log_mean_exp_forward": wide()},
     "patches.cu": {"im2col": wide(), "col2im": wide()},
     "optimizer.cu": {"adam_update": wide(), "sgd_update": wide()},
+    "activation.cu": {
+        "bias_activation_forward": each(wide(), len(ACTIVATIONS)),
+        "bias_activation_backward": each(wide(), len(ACTIVATIONS)),
+        "column_sums": ("float, 1", "double, 1"),
+    },
     "total.cu": {"total": FLOATS, "spread": FLOATS},
 }
 
@@ -73,7 +85,6 @@ def names(file: str) -> list[str]:
 
 def bytes_at_once(arguments: str) -> int:
     """What a thread of this instance moves at once: "float, 4" -> 16; "4" are words, -> 16."""
-    name, _, width = arguments.rpartition(", ")
-    if not width.isdigit():  # "float": a kernel without packs
-        return SIZES[width]
-    return SIZES.get(name, 4) * int(width)
+    size = SIZES.get(arguments.split(", ")[0], 4)
+    numbers = [int(part) for part in arguments.split(", ") if part.isdigit()]
+    return size * numbers[0] if numbers else size

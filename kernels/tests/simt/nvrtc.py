@@ -27,6 +27,7 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
 # _cuda.py's own option, then what CuPy 14.2 adds to it (cupy/cuda/compiler.py)
 OPTIONS = ("-std=c++17", "-ftz=true", "--device-as-default-execution-space")
 TABLE = Path(__file__).with_name("registers.json")
+VERSION = "13.5.37"  # of the compiler that made the table
 
 Resources = dict[str, int]  # registers, stack, spills, shared: bytes but for the first
 
@@ -52,7 +53,7 @@ def nvrtc() -> ctypes.CDLL:
     libraries = wheel_files("*/lib/libnvrtc.so.*")
     if not libraries:
         raise RuntimeError(
-            "the CUDA kernels' tests need NVRTC: pip install 'nvidia-cuda-nvrtc==13.5.37'"
+            f"the CUDA kernels' tests need NVRTC: pip install nvidia-cuda-nvrtc=={VERSION}"
         )
     for builtins in libraries[0].parent.glob("libnvrtc-builtins.so.*"):
         ctypes.CDLL(str(builtins))  # NVRTC looks for it by name alone

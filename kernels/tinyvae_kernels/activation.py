@@ -1,0 +1,319 @@
+"""A layer's bias and activation in one pass, and their gradients in another.
+
+Sizes: R rows (the axes of x before the last, flattened: (B, H, W, C) has R = B*H*W), C channels.
+With u = x + bias:
+
+    identity    u                                      leaky_relu  u where u > 0, else u / 100
+    relu        max(u, 0)                              elu         u where u > 0, else e^u - 1
+    sigmoid     1 / (1 + e^-u)                         tanh        tanh(u)
+    silu        u sigmoid(u)                           softplus    log(1 + e^u)
+    gelu        u sigmoid(2 g(u)),  g(u) = sqrt(2/pi) (u + 0.044715 u^3)
+
+The last is u/2 (1 + tanh(g(u))), the tanh form of Hendrycks and Gimpel 2016, without its
+cancellation for u << 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from . import _threads
+from ._cuda import device_of, launch, typed, vector_width
+from ._dispatch import check_dout, check_floats, contiguous, empty, jit, jit_rows, select
+from ._math import exp_negative, expm1, log1p01
+
+ACTIVATIONS = (
+    "identity", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "softplus", "silu", "gelu",
+)  # fmt: skip
+# Compiled code knows them by number, activation.cu too.
+IDENTITY, RELU, LEAKY_RELU, ELU, SIGMOID, TANH, SOFTPLUS, SILU, GELU = range(len(ACTIVATIONS))
+SLOPE = 0.01  # of leaky_relu below 0
+SQRT_2_PI, CUBIC = math.sqrt(2 / math.pi), 0.044715
+FAR = 10.0  # beyond, gelu's sigmoid is 0 or 1, and u^3 might overflow
+BLOCK = 2048  # elements between two looks at the kind of activation
+
+
+def bias_activation_forward(x: Any, bias: Any, *, activation: str = "relu") -> Any:
+    """y = activation(x + bias), elementwise over the last axis of x.
+
+    x: (..., C), bias: (C,); activation: one of ACTIVATIONS, formulas above.
+    Returns y (..., C), saved (which holds y or x, whichever gives the derivative).
+    Raises ValueError if the shapes do not fit or the activation is unknown, TypeError for dtypes
+    and devices.
+    """
+    x, bias = check_floats(x=x, bias=bias)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if x.ndim == 0 or bias.shape != x.shape[-1:]:
+        raise ValueError(f"bias has shape {bias.shape}, x has {x.shape}: expected its last axis")
+    code, y = ACTIVATIONS.index(activation), empty(x.shape, x)
+    x, bias = contiguous(x), contiguous(bias)
+    select(
+        x, _bias_activation_forward_numpy, _bias_activation_forward_numba,
+        _bias_activation_forward_cuda,
+    )(_by_rows(x), bias, _by_rows(y), code)  # fmt: skip
+    return y, (x if code >= SILU else y, bias, code)
+
+
+def bias_activation_backward(dout: Any, saved: tuple) -> tuple:
+    """dx = dy activation'(x + bias)      dbias = sum of dx over all rows.
+
+    From y:  relu, leaky_relu: 1 where y > 0, else 0 and 1/100     elu: 1 where y > 0, else y + 1
+        sigmoid: y (1 - y)     tanh: 1 - y^2     softplus: 1 - e^-y
+    From u = x + bias:  silu: s + u s (1 - s), s = sigmoid(u)
+        gelu: s + 2 u s (1 - s) g'(u), s = sigmoid(2 g(u))
+    The sum is made in float64 and in a fixed order.
+    dout: dy (..., C).  Returns dx (..., C), dbias (C,).
+    """
+    kept, bias, code = saved
+    dy = check_dout(dout, kept.shape, kept)
+    dx, dbias = empty(kept.shape, kept), empty(bias.shape, bias)
+    select(
+        kept, _bias_activation_backward_numpy, _bias_activation_backward_numba,
+        _bias_activation_backward_cuda,
+    )(_by_rows(dy), _by_rows(kept), bias, _by_rows(dx), dbias, code)  # fmt: skip
+    return dx, dbias
+
+
+def _by_rows(array: Any) -> Any:
+    """(..., C) -> (R, C), of a contiguous array."""
+    C = array.shape[-1]
+    return array.reshape(array.size // C if C else 0, C)
+
+
+# ------------------------------------------------------------------------------------------ NumPy
+def _sigmoid(u):
+    e = np.exp(-np.abs(u))
+    return np.where(u >= 0, 1, e) / (1 + e)
+
+
+def _g(u):
+    return SQRT_2_PI * (u + CUBIC * (u * u * u))
+
+
+def _bias_activation_forward_numpy(x, bias, y, code):
+    u = x + bias
+    if code == IDENTITY:
+        y[:] = u
+    elif code == RELU:
+        y[:] = np.maximum(u, 0)
+    elif code == LEAKY_RELU:
+        y[:] = np.where(u > 0, u, SLOPE * u)
+    elif code == ELU:
+        y[:] = np.where(u > 0, u, np.expm1(np.minimum(u, 0)))
+    elif code == SIGMOID:
+        y[:] = _sigmoid(u)
+    elif code == TANH:
+        y[:] = np.tanh(u)
+    elif code == SOFTPLUS:
+        y[:] = np.logaddexp(u, 0)
+    elif code == SILU:
+        y[:] = u * _sigmoid(u)
+    elif code == GELU:
+        y[:] = u * _sigmoid(2 * _g(np.clip(u, -FAR, FAR)))
+
+
+def _bias_activation_backward_numpy(dy, kept, bias, dx, dbias, code):
+    slope: Any = 1  # IDENTITY
+    if code == RELU:
+        slope = kept > 0
+    elif code == LEAKY_RELU:
+        slope = np.where(kept > 0, 1, kept.dtype.type(SLOPE))
+    elif code == ELU:
+        slope = np.where(kept > 0, 1, kept + 1)
+    elif code == SIGMOID:
+        slope = kept * (1 - kept)
+    elif code == TANH:
+        slope = 1 - kept * kept
+    elif code == SOFTPLUS:
+        slope = -np.expm1(-kept)
+    elif code == SILU:
+        u = kept + bias
+        slope = _sigmoid(u) * (1 + u * _sigmoid(-u))
+    elif code == GELU:
+        u = np.clip(kept + bias, -FAR, FAR)
+        dg = SQRT_2_PI * (1 + 3 * CUBIC * (u * u))
+        slope = _sigmoid(2 * _g(u)) * (1 + 2 * u * dg * _sigmoid(-2 * _g(u)))
+    dx[:] = dy * slope
+    dbias[:] = dx.sum(axis=0, dtype=np.float64)
+
+
+# ------------------------------------------------------------------------------------------ Numba
+@jit
+def _tiled(bias):
+    """(T, C), bias again and again, so that the inner loops are long whatever C is."""
+    C = bias.shape[0]
+    tile = np.empty((max(1, BLOCK // max(1, C)), C), bias.dtype)
+    for i in range(tile.shape[0]):
+        for j in range(C):
+            tile[i, j] = bias[j]
+    return tile
+
+
+@jit
+def _activate(x, tile, y, code):
+    """y = activation(x + tile), one loop for each kind."""
+    dtype = y.dtype.type
+    zero, one, two, slope, far = dtype(0), dtype(1), dtype(2), dtype(SLOPE), dtype(FAR)
+    factor, cubic = dtype(SQRT_2_PI), dtype(CUBIC)
+    for k in range(x.shape[0]):
+        y[k] = x[k] + tile[k]
+    if code == RELU:
+        for k in range(x.shape[0]):
+            y[k] = zero if y[k] < zero else y[k]  # NaN stays
+    elif code == LEAKY_RELU:
+        for k in range(x.shape[0]):
+            y[k] = y[k] if y[k] > zero else slope * y[k]
+    elif code == ELU:
+        for k in range(x.shape[0]):
+            below = expm1(zero if y[k] > zero else y[k])  # NaN stays
+            y[k] = y[k] if y[k] > zero else below
+    elif code == SIGMOID:
+        for k in range(x.shape[0]):
+            e = exp_negative(-abs(y[k]))
+            y[k] = (one if y[k] >= zero else e) / (one + e)
+    elif code == TANH:
+        for k in range(x.shape[0]):
+            m = expm1(-abs(y[k] + y[k]))  # tanh|u| = -m / (2 + m), nothing cancels
+            t = -m / (two + m)
+            y[k] = t if y[k] >= zero else -t
+    elif code == SOFTPLUS:
+        for k in range(x.shape[0]):
+            y[k] = (y[k] if y[k] > zero else zero) + log1p01(exp_negative(-abs(y[k])))
+    elif code == SILU:
+        for k in range(x.shape[0]):
+            e = exp_negative(-abs(y[k]))
+            y[k] *= (one if y[k] >= zero else e) / (one + e)
+    elif code == GELU:
+        for k in range(x.shape[0]):
+            u = min(max(y[k], -far), far)
+            g = two * factor * (u + cubic * (u * u * u))
+            e = exp_negative(-abs(g))
+            y[k] *= (one if g >= zero else e) / (one + e)
+
+
+@jit_rows.sharing("bias")
+def _bias_activation_forward_numba(x, bias, y, code):
+    tile, flat, flat_y = _tiled(bias).reshape(-1), x.reshape(-1), y.reshape(-1)
+    for start in range(0, flat.shape[0], max(1, tile.shape[0])):
+        stop = start + tile.shape[0]
+        _activate(flat[start:stop], tile, flat_y[start:stop], code)
+
+
+@jit
+def _slopes(dy, kept, tile, dx, code):
+    """dx = dy activation'(x + tile), one loop for each kind."""
+    dtype = dx.dtype.type
+    zero, one, two, slope, far = dtype(0), dtype(1), dtype(2), dtype(SLOPE), dtype(FAR)
+    factor, cubic = dtype(SQRT_2_PI), dtype(CUBIC)
+    if code == IDENTITY:
+        for k in range(dy.shape[0]):
+            dx[k] = dy[k]
+    elif code == RELU:
+        for k in range(dy.shape[0]):
+            dx[k] = dy[k] if kept[k] > zero else zero
+    elif code == LEAKY_RELU:
+        for k in range(dy.shape[0]):
+            dx[k] = dy[k] * (one if kept[k] > zero else slope)
+    elif code == ELU:
+        for k in range(dy.shape[0]):
+            dx[k] = dy[k] * (one if kept[k] > zero else kept[k] + one)
+    elif code == SIGMOID:
+        for k in range(dy.shape[0]):
+            dx[k] = dy[k] * (kept[k] * (one - kept[k]))
+    elif code == TANH:
+        for k in range(dy.shape[0]):
+            dx[k] = dy[k] * (one - kept[k] * kept[k])
+    elif code == SOFTPLUS:
+        for k in range(dy.shape[0]):
+            dx[k] = -dy[k] * expm1(-kept[k])
+    elif code == SILU:
+        for k in range(dy.shape[0]):
+            u = kept[k] + tile[k]
+            e = exp_negative(-abs(u))
+            r = one / (one + e)
+            dx[k] = dy[k] * ((r if u >= zero else e * r) + u * (e * r * r))
+    elif code == GELU:
+        for k in range(dy.shape[0]):
+            u = min(max(kept[k] + tile[k], -far), far)
+            g = two * factor * (u + cubic * (u * u * u))
+            dg = two * factor * (one + (two + one) * cubic * (u * u))
+            e = exp_negative(-abs(g))
+            r = one / (one + e)
+            dx[k] = dy[k] * ((r if g >= zero else e * r) + u * dg * (e * r * r))
+
+
+@jit
+def _bias_activation_backward_rows(dy, kept, bias, dx, total, code):
+    """dx of some rows, and their sum, float64, to total (C,)."""
+    wide = _tiled(bias)
+    wide_sums, tile = np.zeros(wide.shape), wide.reshape(-1)
+    sums = wide_sums.reshape(-1)
+    flat_dy, flat, flat_dx = dy.reshape(-1), kept.reshape(-1), dx.reshape(-1)
+    for start in range(0, flat.shape[0], max(1, tile.shape[0])):
+        part = flat_dx[start : start + tile.shape[0]]
+        stop = start + part.shape[0]
+        _slopes(flat_dy[start:stop], flat[start:stop], tile, part, code)
+        for k in range(part.shape[0]):
+            sums[k] += part[k]
+    total[:] = 0
+    for i in range(wide.shape[0]):
+        for j in range(wide.shape[1]):
+            total[j] += wide_sums[i, j]
+
+
+@jit
+def _add_parts(totals, dbias):
+    for j in range(dbias.shape[0]):
+        total = 0.0
+        for part in range(totals.shape[0]):
+            total += totals[part, j]
+        dbias[j] = total
+
+
+def _bias_activation_backward_numba(dy, kept, bias, dx, dbias, code):
+    count = _threads.parts((dy,))
+    totals, R = np.empty((count, len(bias))), len(dy)
+
+    def run(part: int) -> None:
+        rows = slice(R * part // count, R * (part + 1) // count)
+        _bias_activation_backward_rows(dy[rows], kept[rows], bias, dx[rows], totals[part], code)
+
+    _threads.at_once(run, count)
+    _add_parts(totals, dbias)
+
+
+# ------------------------------------------------------------------------------------------- CUDA
+def _layout(x: Any, arrays: tuple) -> tuple[int, int, int, tuple]:
+    """(width, tiles, groups, sizes): 256 threads a block, of which each keeps to its columns.
+
+    A row is cut into tiles of `across` threads, `width` columns each; `groups` of blocks share the
+    rows.
+    """
+    R, C = x.shape
+    width = vector_width(x.dtype, C, arrays)
+    tiles = -(-C // (width * 256))
+    across = -(-C // (width * max(1, tiles))) or 1
+    device = device_of(x)
+    assert device is not None
+    groups = min(-(-R // (256 // across)), max(1, device.blocks() // max(1, tiles)))
+    return width, tiles, groups, tuple(np.int64(n) for n in (R, C, across, groups))
+
+
+def _bias_activation_forward_cuda(x, bias, y, code):
+    width, tiles, groups, sizes = _layout(x, (x, bias, y))
+    name = typed("bias_activation_forward", x.dtype, width, code)
+    launch("activation.cu", name, tiles * groups, 256, (x, bias, y, *sizes))
+
+
+def _bias_activation_backward_cuda(dy, kept, bias, dx, dbias, code):
+    width, tiles, groups, sizes = _layout(dy, (dy, kept, bias, dx))
+    totals = empty((groups, len(bias)), dy, np.float64)
+    name = typed("bias_activation_backward", dy.dtype, width, code)
+    launch("activation.cu", name, tiles * groups, 256, (dy, kept, bias, dx, totals, *sizes))
+    sizes = (np.int64(groups), np.int64(len(bias)))
+    name = typed("column_sums", dy.dtype, 1)
+    launch("activation.cu", name, -(-len(bias) // 32), 256, (totals, dbias, *sizes))

@@ -1,0 +1,164 @@
+"""A training step without Python: its kernel calls, recorded once and run again.
+
+A step on one shape of batch calls the same kernels on the same memory, again and again.  The first
+step of a shape runs as usual; the second is recorded (`Program` in tinyvae_kernels), one program
+for each shard and one for each thread's share of the update; the third runs both ways, and only if
+all losses and gradients agree to the last bit is the recording used from then on.  So whatever a
+network does outside the kernels, in NumPy or in Python, is noticed: such a network runs as usual.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from .devices import Cell, Program, add
+from .objectives import Elbo
+from .optim import Adam
+from .parallel import Shards
+
+Objective = Callable[..., Elbo]  # (network, x, eps, kl_weight, batch) -> Elbo
+NEW, UNPROVEN, READY, REFUSED = "new", "unproven", "ready", "refused"
+
+
+class RecordedStep:
+    """The gradients and the update of one shape of batch, in memory of their own.
+
+    state: "new", "unproven" (recorded), "ready" (it gave the right bits) or "refused".
+    """
+
+    def __init__(self, shards: Shards, optimizer: Adam, objective: Objective):
+        self.shards, self.optimizer, self.objective = shards, optimizer, objective
+        self.state = NEW
+        self.parameters = [tensor.data for tensor in optimizer.parameters]
+
+    def fits(self) -> bool:
+        """Whether it can be used: nobody has put other arrays in the parameters' place."""
+        tensors = self.optimizer.parameters
+        same = all(t.data is a for t, a in zip(tensors, self.parameters, strict=True))
+        return self.state != REFUSED and same
+
+    def gradients(
+        self, x: np.ndarray, eps: np.ndarray, kl_weight: float, *, summed: bool
+    ) -> list[Elbo]:
+        """The losses of all shards; the gradients end up in the optimizer's parameters.
+
+        summed: over the shards, already now; else by `update`, which costs less.
+        """
+        if self.state == NEW:
+            self._record(x, eps, kl_weight)
+        else:
+            self._take(x, eps, kl_weight)
+            self.shards.at_once(self.programs)
+            if self.state == UNPROVEN:
+                self._prove(x, eps, kl_weight)
+        self.summed = summed
+        if summed:
+            self._sum()
+        for tensor, gradient in zip(self.optimizer.parameters, self.shares[0], strict=True):
+            tensor.grad = gradient
+        return self.losses
+
+    def update(self, scale: float) -> None:
+        """Change the parameters: the optimizer's step, with gradients times scale."""
+        self.optimizer.steps += 1
+        for cell, number in zip(self._cells(), self.optimizer.numbers(scale), strict=True):
+            cell.set(number)
+        if not self.summed:
+            self._sum()
+        self._run(self.updates, self._update_group)
+
+    # ------------------------------------------------------------------------------------- inside
+    def _take(self, x: np.ndarray, eps: np.ndarray, kl_weight: float) -> None:
+        """What changes from step to step."""
+        np.copyto(self.x, x)
+        np.copyto(self.eps, eps)
+        self.kl_weight.set(kl_weight)
+
+    def _record(self, x: np.ndarray, eps: np.ndarray, kl_weight: float) -> None:
+        """Compute the gradients and remember how."""
+        self.x, self.eps, self.kl_weight = x.copy(), eps.copy(), Cell(x.dtype, kl_weight)
+        results = self.shards.scatter(self._record_shard, len(x))
+        self.programs, self.losses, self.shares = map(list, zip(*results, strict=True))
+        self.sums: list[Program | None] = [None] * len(self.shards.groups)
+        self.updates: list[Program | None] = [None] * len(self.shards.groups)
+        self.state = UNPROVEN
+
+    def _record_shard(self, network: Any, part: slice) -> tuple[Program, Elbo, list]:
+        program = Program()
+        with program.record():
+            losses, gradients = self._compute(network, part, self.x, self.eps, self.kl_weight)
+        program.compile()
+        return program, losses, gradients
+
+    def _compute(
+        self, network: Any, part: slice, x: np.ndarray, eps: np.ndarray, kl_weight: Any
+    ) -> tuple[Elbo, list]:
+        """A shard's losses, and its gradients, which are taken out of the network."""
+        elbo = self.objective(network, x[part], eps[part], kl_weight, batch=len(x))
+        elbo.loss.backward()
+        gradients = [tensor.grad for tensor in network.parameters()]
+        network.zero_grad()
+        return elbo, gradients
+
+    def _prove(self, x: np.ndarray, eps: np.ndarray, kl_weight: float) -> None:
+        """Compute the same without the recording: all bits must agree."""
+
+        def shard(network: Any, part: slice) -> tuple[Elbo, list]:
+            return self._compute(network, part, x, eps, kl_weight)
+
+        results = self.shards.scatter(shard, len(x))
+        losses, shares = map(list, zip(*results, strict=True))
+        found, expected = _arrays(self.losses, self.shares), _arrays(losses, shares)
+        same = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(found, expected))  # noqa: B905
+        self.state = READY if same else REFUSED
+        if not same:
+            self.losses, self.shares = losses, shares
+            self.sums = [None] * len(self.sums)  # they were recorded on other memory
+            self.updates = [None] * len(self.updates)
+
+    def _sum(self) -> None:
+        if len(self.shares) > 1:
+            self._run(self.sums, self._sum_group)
+
+    def _sum_group(self, numbers: list[int]) -> None:
+        first, *others = self.shares
+        for i in numbers:
+            for other in others:
+                add(first[i], other[i], out=first[i])
+
+    def _update_group(self, numbers: list[int]) -> None:
+        for i in numbers:
+            if self.shares[0][i] is not None:
+                self.optimizer.update(i, self._cells())
+
+    @functools.cached_property
+    def _numbers(self) -> tuple[Cell, ...]:
+        return tuple(Cell(self.x.dtype) for _ in self.optimizer.numbers(1.0))
+
+    def _cells(self) -> tuple[Cell, ...]:
+        return self._numbers
+
+    def _run(self, programs: list[Program | None], work: Callable[[list[int]], None]) -> None:
+        """The program of each group of parameters; recorded while it works for the first time."""
+
+        def run(k: int) -> None:
+            program = programs[k]
+            if program is not None:
+                program()
+                return
+            program = Program()
+            with program.record():
+                work(self.shards.groups[k])
+            program.compile()
+            programs[k] = program
+
+        self.shards.at_once([functools.partial(run, k) for k in range(len(programs))])
+
+
+def _arrays(losses: list[Elbo], shares: list[list]) -> Iterator[Any]:
+    for elbo, gradients in zip(losses, shares, strict=True):
+        yield from (elbo.nll, elbo.kl, elbo.elbo, *gradients)
