@@ -156,7 +156,8 @@ def result(name: str, device: str, dtype: Any) -> list[np.ndarray]:
         if isinstance(value, list):
             return [put(item) for item in value]
         if isinstance(value, Tensor):  # data
-            return Tensor(devices.move(value.data.astype(dtype), device))
+            labels = value.data.dtype.kind in "iu"
+            return Tensor(devices.move(value.data if labels else value.data.astype(dtype), device))
         if isinstance(value, np.ndarray) and value.dtype == np.float64:
             leaves.append(Tensor(devices.move(value.astype(dtype), device), True))
             return leaves[-1]

@@ -24,7 +24,8 @@ def call(name: str, dtype: type, layout=np.ascontiguousarray) -> tuple[Tensor, l
         if isinstance(value, list):
             return [convert(v) for v in value]
         if isinstance(value, Tensor):  # data
-            return Tensor(layout(value.data.astype(dtype)))
+            labels = value.data.dtype.kind in "iu"
+            return Tensor(layout(value.data if labels else value.data.astype(dtype)))
         if isinstance(value, np.ndarray) and value.dtype == np.float64:
             leaves.append(Tensor(layout(value.astype(dtype)), True))
             return leaves[-1]
@@ -35,11 +36,12 @@ def call(name: str, dtype: type, layout=np.ascontiguousarray) -> tuple[Tensor, l
 
 def test_every_op_and_every_pair_is_in_the_gradient_table():
     assert set(strategies.CASES) == set(OPS)
-    assert set(kernels.PAIRS) <= set(OPS)
+    assert set(kernels.PAIRS) - {"nearest_code"} <= set(OPS)  # straight-through: no derivative
 
 
 def test_every_pair_is_the_pair_of_its_op():
-    for name, pair in kernels.PAIRS.items():
+    for name in set(kernels.PAIRS) & set(OPS):
+        pair = kernels.PAIRS[name]
         assert OPS[name].pair == pair
 
 

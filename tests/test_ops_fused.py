@@ -10,7 +10,7 @@ import tinyvae_kernels as kernels
 from tinyvae import Tensor, checking, no_grad, ops
 from tinyvae.ops import fused
 
-NAMES = sorted(set(kernels.PAIRS) - {"reparameterize", "gaussian_sample"})  # sampling.py's
+NAMES = sorted(set(kernels.PAIRS) - {"reparameterize", "gaussian_sample", "nearest_code"})
 ELBOS = [name for name in NAMES if name.endswith("elbo")]
 
 

@@ -105,6 +105,11 @@ def _bits(rng: Any, *shape: int) -> np.ndarray:
     return (rng.random(shape) < 0.4).astype(np.float64)
 
 
+def _mixture(rng: Any, *shape: int) -> tuple[np.ndarray, ...]:
+    """Weights, means and log-scales from 0.5: a narrow component magnifies float32's rounding."""
+    return _normal(rng, *shape), _normal(rng, *shape), _positive(rng, *shape)
+
+
 def _elbo_case(rng: Any, parameters: int, x: Any, **options: Any) -> Case:
     free = {"beta": 1.7, "free_bits": 0.05} | options
     given = tuple(_normal(rng, 5, 7) for _ in range(parameters))
@@ -176,6 +181,23 @@ CASES: dict[str, Callable[[Any], Case]] = {
     "bernoulli_elbo": lambda rng: _elbo_case(rng, 1, _bits(rng, 5, 7)),
     "gaussian_elbo": lambda rng: _elbo_case(rng, 2, _normal(rng, 5, 7)),
     "gaussian_fixed_elbo": lambda rng: _elbo_case(rng, 1, _normal(rng, 5, 7), variance=0.3),
+    "categorical_nll": lambda rng: (
+        (_normal(rng, 5, 3, 4), Tensor(rng.integers(0, 4, (5, 3)))),
+        {},
+    ),
+    "beta_nll": lambda rng: (
+        (_normal(rng, 5, 7), _normal(rng, 5, 7), Tensor(rng.uniform(0.1, 0.9, (5, 7)))),
+        {},
+    ),
+    "logistic_mixture_nll": lambda rng: (
+        (*_mixture(rng, 5, 3, 4), Tensor(rng.integers(0, 8, (5, 3)) / 3.5 - 1)),
+        {"levels": 8},
+    ),
+    "log_mean_exp": lambda rng: ((_normal(rng, 5, 4),), {}),
+    "bias_activation": lambda rng: (
+        (_normal(rng, 5, 3, 4), _normal(rng, 4)),
+        {"activation": "silu"},
+    ),
     "elbo_loss": lambda rng: _elbo_case(rng, 1, _bits(rng, 5, 7), elbo="bernoulli_elbo", batch=8),
 }
 

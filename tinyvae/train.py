@@ -182,7 +182,7 @@ class Step:
             self._recorded[key] = None  # the first step compiles the kernels
             return None
         recorded = self._recorded[key]
-        if recorded is None and len(self._recorded) <= MOST_RECORDED:
+        if recorded is None and sum(map(bool, self._recorded.values())) < MOST_RECORDED:
             recorded = RecordedStep(self._shards, self.optimizer, self._objective)
             self._recorded[key] = recorded
         return recorded if recorded is not None and recorded.fits() else None

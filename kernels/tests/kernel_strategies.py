@@ -12,6 +12,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import more_cases
 from gradcheck import Case
 from tinyvae_kernels import geometry
 
@@ -130,4 +131,4 @@ CASES: dict[str, st.SearchStrategy[Case]] = {
     "bernoulli_elbo": elbos(normal, bits),
     "gaussian_elbo": elbos(normal, normal, normal),
     "gaussian_fixed_elbo": elbos(normal, normal, variance=VARIANCES),
-}
+} | more_cases.STRATEGIES

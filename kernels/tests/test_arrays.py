@@ -13,6 +13,7 @@ import tinyvae_kernels as kernels
 from tinyvae_kernels import _cuda, _dispatch, _threads
 
 HALVES = [name for name in kernels.PAIRS if name.startswith(("bern", "gauss", "repar"))]
+HALVES += ["categorical_nll", "logistic_mixture_nll"]
 
 
 class Shares:
@@ -119,9 +120,9 @@ def test_half_precision_is_storage_alone(name, dtype, rng):
     half = np.dtype(getattr(ml_dtypes, dtype) if dtype == "bfloat16" else dtype)
     for B, D in ((3, 7), (5, 64), (1, 1), (0, 8)):
         case = backends.CASES[name](rng, B, D)
-        small = tuple(np.clip(a, -5, 5).astype(half) for a in case.arrays)
+        small = tuple(backends.floats_in(half, np.clip(a, -5, 5)) for a in case.arrays)
         case = case._replace(arrays=small)
-        single = case._replace(arrays=tuple(a.astype(np.float32) for a in small))
+        single = case._replace(arrays=tuple(backends.floats_in(np.float32, a) for a in small))
         with backends.running_on("numba"):
             out, _ = kernels.PAIRS[name][0](*single.arrays, **single.options)
         dout = np.asarray(rng.standard_normal(out.shape), np.float32)
@@ -142,7 +143,7 @@ def test_half_precision_is_storage_alone(name, dtype, rng):
 @pytest.mark.parametrize("name", HALVES)
 def test_half_precision_is_refused_on_the_cpu(name, rng):
     case = backends.CASES[name](rng, 2, 3)
-    arrays = [a.astype(np.float16) for a in case.arrays]
+    arrays = [backends.floats_in(np.float16, a) for a in case.arrays]
     with pytest.raises(TypeError, match=r"got float16 \(float16 and bfloat16 on a GPU only\)"):
         kernels.PAIRS[name][0](*arrays, **case.options)
 

@@ -7,7 +7,17 @@ import pytest
 
 from tinyvae_kernels import _math
 from tinyvae_kernels._dispatch import jit
-from tinyvae_kernels._math import cos_turn, exp, expm1, log01, log1p01, sin_turn
+from tinyvae_kernels._math import (
+    cos_turn,
+    exp,
+    expm1,
+    log,
+    log01,
+    log1p,
+    log1p01,
+    row_max,
+    sin_turn,
+)
 
 
 @jit
@@ -32,6 +42,24 @@ def numba_log1p01(x, out):
 def numba_log01(x, out):
     for i in range(x.size):
         out[i] = log01(x[i])
+
+
+@jit
+def numba_log(x, out):
+    for i in range(x.size):
+        out[i] = log(x[i])
+
+
+@jit
+def numba_log1p(x, out):
+    for i in range(x.size):
+        out[i] = log1p(x[i])
+
+
+@jit
+def numba_row_max(x, out):
+    for i in range(x.shape[0]):
+        out[i] = row_max(x[i])
 
 
 @jit
@@ -98,3 +126,28 @@ def test_logarithms():
 def test_sine_and_cosine_of_a_turn(loop):
     check(loop, np.arange(2**16) / 2**16, rtol=0, atol=2e-7)
     check(loop, [0.0, 0.25, 0.5, 0.75, 1 - 2.0**-24, 2.0**-24], rtol=0, atol=2e-7)
+
+
+def test_logarithms_of_all_numbers():
+    check(numba_log, np.geomspace(1.2e-38, 3e38, 100_003), rtol=3e-7)
+    check(numba_log, np.concatenate([np.linspace(0.5, 2, 100_003), [1.0]]), rtol=3e-7)
+    tiny = np.geomspace(1e-30, 0.999, 100_003)
+    check(numba_log1p, np.concatenate([tiny, -tiny, np.geomspace(1, 3e38), [0.0]]), rtol=3e-7)
+
+
+@pytest.mark.parametrize("loop", [numba_log, numba_log1p])
+def test_logarithm_ends(loop):
+    for dtype in (np.float32, np.float64):
+        out = np.empty(3, dtype)
+        loop(np.array([np.inf, np.nan, -np.nan], dtype), out)
+        np.testing.assert_array_equal(out, [np.inf, np.nan, np.nan])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 2, 7, 16, 33, 300])
+def test_row_max(size, dtype, rng):
+    x = (10.0 ** rng.uniform(-30, 30, (50, size)) * rng.choice([-1, 1], (50, size))).astype(dtype)
+    x[1], x[2], x[3], x[4, 0], x[5] = -abs(x[1]), 0, -np.inf, np.inf, -0.0
+    out = np.empty(50, dtype)
+    numba_row_max(x, out)
+    np.testing.assert_array_equal(out, x.max(axis=1))

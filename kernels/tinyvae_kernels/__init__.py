@@ -17,7 +17,11 @@ from ._cuda import cuda_problem, cupy_device, is_device_array
 from ._dispatch import BACKENDS, BackendError, backend, empty, numba_problem
 from ._program import Cell, Program
 from ._threads import threads
+from .activation import ACTIVATIONS, bias_activation_backward, bias_activation_forward
 from .arena import Arena, scratch
+from .beta import beta_nll_backward, beta_nll_forward
+from .categorical import categorical_nll_backward, categorical_nll_forward
+from .codebook import CodebookSaved, nearest_code_backward, nearest_code_forward
 from .elbo import (
     ElboSaved,
     bernoulli_elbo_backward,
@@ -40,6 +44,7 @@ from .gaussian import (
     reparameterize_backward,
     reparameterize_forward,
 )
+from .importance import ImportanceSaved, log_mean_exp_backward, log_mean_exp_forward
 from .likelihood import (
     bernoulli_nll_backward,
     bernoulli_nll_forward,
@@ -51,6 +56,7 @@ from .likelihood import (
     gaussian_nll_forward,
     gaussian_nll_value_and_grad,
 )
+from .logistic_mixture import logistic_mixture_nll_backward, logistic_mixture_nll_forward
 from .optimizer import adam_numbers, adam_update, sgd_update
 from .patches import (
     Geometry,
@@ -80,22 +86,31 @@ PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "bernoulli_nll": (bernoulli_nll_forward, bernoulli_nll_backward),
     "gaussian_nll": (gaussian_nll_forward, gaussian_nll_backward),
     "gaussian_fixed_nll": (gaussian_fixed_nll_forward, gaussian_fixed_nll_backward),
+    "categorical_nll": (categorical_nll_forward, categorical_nll_backward),
+    "beta_nll": (beta_nll_forward, beta_nll_backward),
+    "logistic_mixture_nll": (logistic_mixture_nll_forward, logistic_mixture_nll_backward),
     "bernoulli_elbo": (bernoulli_elbo_forward, bernoulli_elbo_backward),
     "gaussian_elbo": (gaussian_elbo_forward, gaussian_elbo_backward),
     "gaussian_fixed_elbo": (gaussian_fixed_elbo_forward, gaussian_fixed_elbo_backward),
+    "log_mean_exp": (log_mean_exp_forward, log_mean_exp_backward),
+    "nearest_code": (nearest_code_forward, nearest_code_backward),
+    "bias_activation": (bias_activation_forward, bias_activation_backward),
     "total": (total_forward, total_backward),
     "im2col": (im2col_forward, im2col_backward),
     "col2im": (col2im_forward, col2im_backward),
 }
 
 __all__ = [
+    "ACTIVATIONS",
     "BACKENDS",
     "PAIRS",
     "Arena",
     "BackendError",
     "Cell",
+    "CodebookSaved",
     "ElboSaved",
     "Geometry",
+    "ImportanceSaved",
     "Program",
     "adam_numbers",
     "adam_update",
@@ -107,6 +122,12 @@ __all__ = [
     "bernoulli_nll_backward",
     "bernoulli_nll_forward",
     "bernoulli_nll_value_and_grad",
+    "beta_nll_backward",
+    "beta_nll_forward",
+    "bias_activation_backward",
+    "bias_activation_forward",
+    "categorical_nll_backward",
+    "categorical_nll_forward",
     "col2im_backward",
     "col2im_forward",
     "cuda_problem",
@@ -136,6 +157,12 @@ __all__ = [
     "im2col_backward",
     "im2col_forward",
     "is_device_array",
+    "log_mean_exp_backward",
+    "log_mean_exp_forward",
+    "logistic_mixture_nll_backward",
+    "logistic_mixture_nll_forward",
+    "nearest_code_backward",
+    "nearest_code_forward",
     "numba_problem",
     "philox_bits",
     "philox_normal",

@@ -67,7 +67,7 @@ _float_from_bits = _bits(types.float32, types.int32)
 _bits_from_float = _bits(types.int32, types.float32)
 
 _inline: dict[str, Any] = {"inline": "always", "jit_options": {"fastmath": FASTMATH, "nogil": True}}
-_helper = njit(fastmath=FASTMATH, error_model="numpy", nogil=True, forceinline=True)
+_helper = njit(fastmath=FASTMATH, error_model="numpy", nogil=True)
 
 
 @_helper

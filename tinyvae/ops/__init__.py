@@ -27,6 +27,9 @@ from .elementwise import (
 from .fused import (
     bernoulli_elbo,
     bernoulli_nll,
+    beta_nll,
+    bias_activation,
+    categorical_nll,
     col2im,
     elbo_loss,
     gaussian_elbo,
@@ -37,6 +40,8 @@ from .fused import (
     gaussian_kl_total,
     gaussian_nll,
     im2col,
+    log_mean_exp,
+    logistic_mixture_nll,
     total,
 )
 from .reductions import (
@@ -55,6 +60,9 @@ __all__ = [
     "add",
     "bernoulli_elbo",
     "bernoulli_nll",
+    "beta_nll",
+    "bias_activation",
+    "categorical_nll",
     "clip",
     "col2im",
     "concatenate",
@@ -79,7 +87,9 @@ __all__ = [
     "leaky_relu",
     "linear",
     "log",
+    "log_mean_exp",
     "log_softmax",
+    "logistic_mixture_nll",
     "logsumexp",
     "matmul",
     "max",

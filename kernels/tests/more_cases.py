@@ -1,0 +1,140 @@
+"""The tables of backends.py and kernel_strategies.py, continued."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from gradcheck import Case
+from tinyvae_kernels.activation import ACTIVATIONS
+
+Draw = Callable[[st.SearchStrategy], Any]
+SEEDS = st.integers(0, 2**32 - 1)
+SIZES = st.sampled_from([0, 1, 2, 3, 5])
+GAP = 0.01  # distance to a kink: no step of 1e-6 crosses it
+CLASSES, COMPONENTS, CODES = 5, 4, 7
+
+
+# ---------------------------------------------------------------------------- backends: CASES
+def _logits(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """A quarter in +-80, the others near each other."""
+    far = rng.uniform(-80, 80, shape)
+    return np.where(rng.random(shape) < 0.25, far, rng.standard_normal(shape))
+
+
+def _pixels(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Of 256 levels, a quarter at the two ends."""
+    levels = rng.integers(0, 256, shape)
+    ends = rng.choice([0, 255], shape)
+    return np.where(rng.random(shape) < 0.25, ends, levels) / 127.5 - 1
+
+
+def _categorical(rng: np.random.Generator, B: int, D: int) -> Case:
+    labels = rng.integers(0, CLASSES, (B, D))
+    return Case((_logits(rng, B, D, CLASSES), labels), data=(1,))
+
+
+def _beta(rng: np.random.Generator, B: int, D: int) -> Case:
+    """Parameters to 1.6: in float32, the gradient's rounding grows with them (test_beta.py)."""
+    log_alpha, log_beta = rng.uniform(-5, 0.5, (2, B, D))
+    return Case((log_alpha, log_beta, rng.uniform(0.02, 0.98, (B, D))), data=(2,))
+
+
+def _logistic_mixture(rng: np.random.Generator, B: int, D: int) -> Case:
+    """Scales from 0.3: in float32, the gradient's rounding grows as 1 / scale^2."""
+    shape = (B, D, COMPONENTS)
+    parameters = (_logits(rng, *shape), rng.standard_normal(shape), rng.uniform(-1.2, 3, shape))
+    return Case((*parameters, _pixels(rng, B, D)), data=(3,))
+
+
+def _log_mean_exp(rng: np.random.Generator, B: int, D: int) -> Case:
+    return Case((_logits(rng, B, max(D, 1)),))
+
+
+def _nearest_code(rng: np.random.Generator, B: int, D: int) -> Case:
+    return Case((rng.standard_normal((B, D)), rng.standard_normal((CODES, D))), data=(1,))
+
+
+def _bias_activation(rng: np.random.Generator, B: int, D: int) -> Case:
+    """Each size has an activation of its own; test_activation.py has all of them."""
+    x = np.where(rng.random((B, 2, D)) < 0.25, 20, 2) * rng.standard_normal((B, 2, D))
+    return Case((x, rng.standard_normal(D)), {"activation": ACTIVATIONS[(B + D) % 9]})
+
+
+CASES: dict[str, Callable[[np.random.Generator, int, int], Case]] = {
+    "categorical_nll": _categorical,
+    "beta_nll": _beta,
+    "logistic_mixture_nll": _logistic_mixture,
+    "log_mean_exp": _log_mean_exp,
+    "nearest_code": _nearest_code,
+    "bias_activation": _bias_activation,
+}
+
+
+# ------------------------------------------------------------- kernel_strategies: CASES
+def _rng(draw: Draw) -> np.random.Generator:
+    return np.random.default_rng(draw(SEEDS))
+
+
+def _shape(draw: Draw) -> tuple[int, ...]:
+    return draw(hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=3))
+
+
+@st.composite
+def categoricals(draw: Draw) -> Case:
+    rng, shape, C = _rng(draw), _shape(draw), draw(st.integers(1, 4))
+    dtype = draw(st.sampled_from([np.int64, np.int32, np.uint8]))
+    labels = rng.integers(0, C, shape).astype(dtype)
+    return Case((rng.standard_normal((*shape, C)), labels), data=(1,))
+
+
+@st.composite
+def betas(draw: Draw) -> Case:
+    """Also parameters beyond 8, where Stirling's series needs no recurrence."""
+    rng, shape = _rng(draw), _shape(draw)
+    log_alpha, log_beta = rng.uniform(-4, 6, (2, *shape))
+    return Case((log_alpha, log_beta, rng.uniform(0.01, 0.99, shape)), data=(2,))
+
+
+@st.composite
+def logistic_mixtures(draw: Draw) -> Case:
+    rng, shape, K = _rng(draw), _shape(draw), draw(st.integers(1, 4))
+    levels = draw(st.sampled_from([2, 3, 256]))
+    parameters = (rng.standard_normal((*shape, K)) for _ in range(3))
+    x = 2 * rng.integers(0, levels, shape) / (levels - 1) - 1
+    return Case((*parameters, x), {"levels": levels}, data=(3,))
+
+
+@st.composite
+def log_mean_exps(draw: Draw) -> Case:
+    rng = _rng(draw)
+    return Case((3 * rng.standard_normal((draw(SIZES), draw(st.integers(1, 5)))),))
+
+
+@st.composite
+def nearest_codes(draw: Draw) -> Case:
+    """No gradient to check by differences: it is not the derivative (test_codebook.py)."""
+    rng, Z, K = _rng(draw), draw(SIZES), draw(st.integers(1, 5))
+    return Case((rng.standard_normal((draw(SIZES), Z)), rng.standard_normal((K, Z))), data=(1,))
+
+
+@st.composite
+def bias_activations(draw: Draw) -> Case:
+    rng, shape = _rng(draw), _shape(draw)
+    u, bias = 2 * rng.standard_normal(shape), rng.standard_normal(shape[-1])
+    u = np.where(np.abs(u) < GAP, u + 3 * GAP, u)  # relu, leaky_relu and elu bend at 0
+    return Case((u - bias, bias), {"activation": draw(st.sampled_from(ACTIVATIONS))})
+
+
+STRATEGIES: dict[str, st.SearchStrategy[Case]] = {
+    "categorical_nll": categoricals(),
+    "beta_nll": betas(),
+    "logistic_mixture_nll": logistic_mixtures(),
+    "log_mean_exp": log_mean_exps(),
+    "nearest_code": nearest_codes(),
+    "bias_activation": bias_activations(),
+}

@@ -1,0 +1,1 @@
+"""The kernels as differentiable functions of other libraries: pytorch, jax."""

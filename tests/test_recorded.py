@@ -1,0 +1,157 @@
+"""recorded.py: the same bits without Python, and only for networks of which that is true."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tinyvae import Tensor, devices, likelihoods, nn, ops, optim, schedules, train
+from tinyvae.models import vae
+
+SHAPES = {"mlp": (12,), "conv": (8, 8, 1)}
+
+
+def network_of(architecture: str, activation="relu", dtype=np.float32):
+    return vae.build(
+        architecture, SHAPES[architecture], 3, hidden=(9,), channels=(4, 5), outputs=1,
+        activation=activation, seed=0, dtype=dtype,
+    )  # fmt: skip
+
+
+def settings_of(**changes):
+    options = {
+        "latent_dim": 3, "epochs": 1, "batch_size": 8, "seed": 3,
+        "learning_rate": schedules.parse("cosine:0.01:0.001:1"),
+        "kl_weight": schedules.parse("linear:0:1:1"),
+    }  # fmt: skip
+    return train.Settings(**options | changes)
+
+
+def trained(network, steps=8, batches=(8,), recorded=True, **changes):
+    """Step a network; returns the losses, the parameters, and the states of the recordings."""
+    optimizer, found = optim.Adam(network.parameters(), 1e-2), []
+    rng = np.random.default_rng(5)
+    shape = SHAPES["conv"] if hasattr(network.encoder.body.layers[0], "weight") else SHAPES["mlp"]
+    dtype = network.parameters()[0].dtype
+    with train.Step(network, likelihoods.Bernoulli(), optimizer, settings_of(**changes)) as step:
+        if not recorded:
+            step._recording = lambda x: None
+        for i in range(steps):
+            x = (rng.random((batches[i % len(batches)], *shape)) < 0.4).astype(dtype)
+            nll, kl, norm = step(x, epoch=i / steps, want_norm=i % 3 == 0)
+            found += [nll, kl, np.array(norm)]
+        states = [r.state for r in step._recorded.values() if r is not None]
+    return [*found, *(t.data for t in network.parameters())], states
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("architecture", SHAPES)
+def test_the_bits_are_those_of_the_usual_step(architecture, dtype, shards, monkeypatch):
+    monkeypatch.setattr(train, "shard_count", lambda network, size: shards)
+    expected, _ = trained(network_of(architecture, dtype=dtype), recorded=False)
+    found, states = trained(network_of(architecture, dtype=dtype))
+    assert states == ["ready"]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("activation", nn.ACTIVATIONS)
+def test_every_activation_can_be_recorded(activation):
+    found, states = trained(network_of("mlp", activation), clip_norm=0.5, free_bits=0.1)
+    expected, _ = trained(
+        network_of("mlp", activation), recorded=False, clip_norm=0.5, free_bits=0.1
+    )
+    assert states == ["ready"]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_each_shape_of_batch_has_its_own_recording():
+    expected, _ = trained(network_of("mlp"), steps=12, batches=(8, 5), recorded=False)
+    found, states = trained(network_of("mlp"), steps=12, batches=(8, 5))
+    assert states == ["ready", "ready"]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_few_shapes_are_recorded_and_no_more():
+    _, states = trained(network_of("mlp"), steps=21, batches=(1, 2, 3, 4, 5, 6, 7))
+    assert states == ["ready"] * train.MOST_RECORDED
+
+
+class InNumPy(nn.Module):
+    """A layer whose work no kernel does."""
+
+    def __call__(self, x):
+        return ops.tanh(x * 0.5) * 2.0
+
+
+class InPython(nn.Module):
+    """A layer that depends on how often it was called: no recording can repeat that."""
+
+    calls = 0
+
+    def __call__(self, x):
+        type(self).calls += 1
+        return Tensor(x.data * 1.0) if type(self).calls % 2 else x
+
+
+@pytest.mark.parametrize("layer", [InNumPy, InPython])
+def test_what_no_kernel_does_is_noticed(layer):
+    def network():
+        made = network_of("mlp")
+        layer.calls = 0
+        made.decoder.layers.insert(1, layer())
+        return made
+
+    found, states = trained(network())
+    assert states == ["refused"]
+    if layer is InNumPy:  # and the numbers are right all the same
+        expected, _ = trained(network(), recorded=False)
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_new_arrays_for_the_parameters_end_a_recording():
+    network = network_of("mlp")
+    optimizer = optim.Adam(network.parameters(), 1e-2)
+    x = np.ones((8, 12), np.float32)
+    with train.Step(network, likelihoods.Bernoulli(), optimizer, settings_of()) as step:
+        for _ in range(4):
+            step(x)
+        network.load_state_dict({k: np.zeros_like(v) for k, v in network.state_dict().items()})
+        nll, _, _ = step(x)
+    np.testing.assert_allclose(nll, 12 * np.log(2), rtol=1e-6)  # zero weights: logits of 0
+
+
+def test_a_recording_keeps_nothing_of_the_callers(rng):
+    """The batch may be changed, and what a step returned stays."""
+    network = network_of("mlp")
+    x = (rng.random((8, 12)) < 0.4).astype(np.float32)
+    with train.Step(
+        network, likelihoods.Bernoulli(), optim.Adam(network.parameters()), settings_of()
+    ) as step:
+        for _ in range(4):
+            nll, kl, _ = step(x)
+        kept = nll.copy(), kl.copy()
+        step(1 - x)
+    np.testing.assert_array_equal(nll, kept[0])
+    np.testing.assert_array_equal(kl, kept[1])
+
+
+def test_a_ready_step_allocates_no_array(monkeypatch):
+    """But for the noise and what is returned: a few numbers a row."""
+    network = network_of("mlp")
+    x = np.ones((8, 12), np.float32)
+    with train.Step(
+        network, likelihoods.Bernoulli(), optim.Adam(network.parameters()), settings_of()
+    ) as step:
+        for _ in range(4):
+            step(x)
+        made = []
+        monkeypatch.setattr(devices, "add", lambda *a, **k: made.append("add"))
+        for name in ("linear", "elbo_loss", "reparameterize"):
+            monkeypatch.setattr(ops, name, lambda *a, **k: made.append("op"))
+        step(x)
+    assert not made
