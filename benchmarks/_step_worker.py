@@ -2,8 +2,8 @@
 
     python -m benchmarks._step_worker PEER
 
-Answers the driver's requests, one JSON line each: {"do": "prepare", "cell": ..., "budget": seconds}
-builds a cell and warms it up; {"do": "round", "variant": i} times a round of steps.
+Answers the driver's requests, one JSON line each: {"do": "prepare", "cell": ..., "device": ...,
+"budget": seconds} builds a cell and warms it up; {"do": "round", "variant": i} times a round.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ Variants = list[tuple[str, Callable]]  # a name, and a function that does a step
 
 
 # --------------------------------------------------------------------------- what each peer does
-def _tinyvae(cell: Cell, stack: contextlib.ExitStack) -> Variants:
+def _tinyvae(cell: Cell, stack: contextlib.ExitStack, device: str) -> Variants:
     """The very step that tinyvae.train runs, on one batch again and again."""
-    from tinyvae import likelihoods, optim, schedules, train
+    from tinyvae import devices, likelihoods, optim, schedules, train
     from tinyvae.models import vae
 
     x = cell.data() if cell.architecture == "conv" else cell.data().reshape(cell.batch, -1)
     network = vae.build(
         cell.architecture, x.shape[1:], Z, hidden=(cell.hidden,), channels=CHANNELS, outputs=1,
         activation="relu", seed=0,
-    )  # fmt: skip
+    ).to(device)  # fmt: skip
+    x = devices.move(x, device)
     optimizer = optim.Adam(network.parameters(), 1e-3)
     settings = train.Settings(
         latent_dim=Z, epochs=1, batch_size=cell.batch, learning_rate=schedules.Constant(1e-3),
@@ -51,7 +52,7 @@ def _tinyvae(cell: Cell, stack: contextlib.ExitStack) -> Variants:
     return [("", step)]
 
 
-def _torch(cell: Cell, _: contextlib.ExitStack, *, compiled: bool = False) -> Variants:
+def _torch(cell: Cell, _: contextlib.ExitStack, device: str, *, compiled: bool = False) -> Variants:
     """Eager or compiled; for images in both memory layouts, of which the faster one counts."""
     import torch
 
@@ -62,29 +63,40 @@ def _torch(cell: Cell, _: contextlib.ExitStack, *, compiled: bool = False) -> Va
     if cell.architecture == "conv":
         layouts = [("contiguous", False), ("channels_last", True)]
     return [
-        (name, training_step(cell, cell.data(), compiled=compiled, channels_last=last))
+        (
+            name,
+            training_step(cell, cell.data(), compiled=compiled, channels_last=last, device=device),
+        )
         for name, last in layouts
     ]
 
 
-def _jax(cell: Cell, _: contextlib.ExitStack) -> Variants:
+def _jax(cell: Cell, _: contextlib.ExitStack, device: str) -> Variants:
+    import jax
+
     from ._jax_vae import training_step
+
+    if (jax.default_backend() == "gpu") != (device == "cuda"):
+        raise RuntimeError(f"JAX runs on {jax.default_backend()}, not on {device}")
 
     return [("", training_step(cell, cell.data()))]
 
 
-def _sgemm(cell: Cell, _: contextlib.ExitStack) -> Variants:
+def _sgemm(cell: Cell, _: contextlib.ExitStack, device: str) -> Variants:
     """No peer: the best rate of a large matrix product, the same for every cell."""
-    a, out = np.ones((SIDE, SIDE), np.float32), np.empty((SIDE, SIDE), np.float32)
+    xp = np
+    if device == "cuda":
+        import cupy as xp
+    a, out = xp.ones((SIDE, SIDE), np.float32), xp.empty((SIDE, SIDE), np.float32)
 
     def step() -> float:
-        np.matmul(a, a, out=out)
+        xp.matmul(a, a, out=out)
         return float(out[0, 0])
 
     return [("", step)]
 
 
-BUILD: dict[str, Callable[[Cell, contextlib.ExitStack], Variants]] = {
+BUILD: dict[str, Callable[[Cell, contextlib.ExitStack, str], Variants]] = {
     "tinyvae": _tinyvae,
     "torch": _torch,
     "compile": functools.partial(_torch, compiled=True),
@@ -124,7 +136,7 @@ def main() -> None:
         if request["do"] == "prepare":
             variants.clear()  # the last cell's arrays and threads go first
             stack.close()
-            variants += BUILD[sys.argv[1]](Cell(*request["cell"]), stack)
+            variants += BUILD[sys.argv[1]](Cell(*request["cell"]), stack, request["device"])
             prepared = [
                 {"variant": name} | _prepare(step, request["budget"]) for name, step in variants
             ]

@@ -109,16 +109,19 @@ def _layout(module: nn.Module, bias: bool) -> Callable[[np.ndarray], np.ndarray]
 
 
 # ------------------------------------------------------------------------------- a training step
-def training_step(cell: Cell, x: np.ndarray, *, compiled: bool, channels_last: bool) -> Callable:
+def training_step(
+    cell: Cell, x: np.ndarray, *, compiled: bool, channels_last: bool, device: str = "cpu"
+) -> Callable:
     """A function that does one step with fused Adam and returns the loss."""
     torch.manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = network(cell)
+    model = network(cell).to(device)
     if cell.architecture == "conv":
         model = model.to(memory_format=layout)
         data = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).to(memory_format=layout)
     else:
         data = torch.from_numpy(x.reshape(len(x), -1))
+    data = data.to(device)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
     objective = torch.compile(model) if compiled else model
 

@@ -15,18 +15,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
-import json
-import os
-import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from . import _common
 from ._cells import CELLS, QUICK, SIDE, Cell
+from ._workers import Worker, installed, ratio, summarize
 
 NEEDS = {
     "tinyvae": ["numba"],
@@ -36,65 +31,18 @@ NEEDS = {
     "sgemm": [],
 }
 PEERS = ("torch", "compile", "jax")
-REST = 0.15  # seconds between rounds: OpenBLAS threads spin for 0.1 s after their last product
-QUIET = 0.1  # of a core: what other programs may use of the cores while a round is timed
 TRIES = 3
 
 
-class Worker:
-    """A peer's process, as the driver sees it."""
-
-    def __init__(self, peer: str, threads: int):
-        self.peer = peer
-        self.cores = _common.allowed_cores()[:threads]
-        counts = ("OMP", "OPENBLAS", "MKL", "NUMBA", "VECLIB_MAXIMUM")
-        environment = os.environ | {f"{name}_NUM_THREADS": str(threads) for name in counts}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks._step_worker", peer],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-            cwd=Path(__file__).parents[1], preexec_fn=self._hold,
-        )  # fmt: skip
-
-    def _hold(self) -> None:
-        """Hold the process to as many cores as threads: JAX sizes its pool by them."""
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, self.cores)
-
-    def ask(self, **request: Any) -> Any:
-        """Send a request and wait for the answer; RuntimeError if the process ended."""
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        if not (line := self.process.stdout.readline()):
-            raise RuntimeError(f"{self.peer} ended with code {self.process.wait()}, see above")
-        return json.loads(line)
-
-    def round(self, variant: int) -> tuple[float, bool]:
-        """Time a round: ms per step, and whether nobody else used the cores meanwhile."""
-        time.sleep(REST)
-        before, started = self._others(), time.perf_counter()
-        ms = self.ask(do="round", variant=variant)
-        used, seconds = self._others() - before, time.perf_counter() - started
-        return ms, used < QUIET * seconds + 0.02  # the kernel counts in hundredths of a second
-
-    def _others(self) -> float:
-        """Seconds for which programs other than this one have used the cores, since some time."""
-        return _common.busy_seconds(self.cores) - _common.process_seconds(self.process.pid)
-
-    def close(self) -> None:
-        """Let the process end."""
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
-
-
 # ------------------------------------------------------------------------------------- measuring
-def measure(workers: list[Worker], cell: Cell, rounds: int, budget: float) -> dict[str, Any]:
+def measure(
+    workers: list[Worker], cell: Cell, device: str, rounds: int, budget: float
+) -> dict[str, Any]:
     """All peers on one cell: every round, their best and median, and the ratios of ours to them."""
+    request = {"do": "prepare", "cell": cell, "device": device, "budget": budget}
     series: dict[tuple[str, int], dict[str, Any]] = {}
     for worker in workers:
-        for i, prepared in enumerate(worker.ask(do="prepare", cell=cell, budget=budget)):
+        for i, prepared in enumerate(worker.ask(**request)):
             series[worker.peer, i] = prepared | {"ms": [], "quiet": []}
     by_peer = {worker.peer: worker for worker in workers}
     for _ in range(TRIES * rounds):
@@ -105,9 +53,7 @@ def measure(workers: list[Worker], cell: Cell, rounds: int, budget: float) -> di
         if all(sum(one["quiet"]) >= rounds for one in series.values()):
             break
     for one in series.values():
-        counted = [ms for ms, quiet in zip(one["ms"], one["quiet"], strict=True) if quiet]
-        one["best_ms"] = min(counted or one["ms"])
-        one["median_ms"] = statistics.median(counted or one["ms"])
+        summarize(one)
     return _row(cell, series)
 
 
@@ -120,23 +66,10 @@ def _row(cell: Cell, series: dict[tuple[str, int], dict[str, Any]]) -> dict[str,
     rate = 2 * SIDE**3 / peers.pop("sgemm")["best_ms"] * 1e3
     return {
         "peers": peers,
-        "ratios": {p: _ratio(peers["tinyvae"], peers[p]) for p in peers if p != "tinyvae"},
+        "ratios": {p: ratio(peers["tinyvae"], peers[p]) for p in peers if p != "tinyvae"},
         "flops": cell.flops(),
         "sgemm_gflops": rate / 1e9,
         "floor_ms": 1e3 * cell.flops() / rate,
-    }
-
-
-def _ratio(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:
-    """Ours to the peer's, of rounds that were timed one after the other: median and quartiles."""
-    pairs = zip(ours["ms"], peer["ms"], ours["quiet"], peer["quiet"], strict=True)
-    found = [(a / b, p and q) for a, b, p, q in pairs]
-    ratios = sorted([r for r, quiet in found if quiet] or [r for r, _ in found])
-    last = len(ratios) - 1
-    return {
-        "median": statistics.median(ratios),
-        "quartiles": [ratios[round(last * 0.25)], ratios[round(last * 0.75)]],
-        "pairs": len(ratios),
     }
 
 
@@ -166,44 +99,43 @@ def show(results: dict[str, Any]) -> str:
     return "\n\n".join([*parts, f"{about}\n" + _common.table(header, lines)])
 
 
-def _installed(peers: list[str]) -> list[str]:
-    found = []
-    for peer in ["tinyvae", *peers, "sgemm"]:
-        if missing := [name for name in NEEDS[peer] if importlib.util.find_spec(name) is None]:
-            print(f"{peer} is left out: {', '.join(missing)} not installed")
-        else:
-            found.append(peer)
-    return found
-
-
 def main() -> None:
     names = {cell.name: cell for cell in CELLS}
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cells", nargs="+", choices=names, default=list(names), metavar="CELL",
                         help=" ".join(names))  # fmt: skip
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="two cells, no compile, 5 rounds")
     parser.add_argument("--out", type=Path, help="where to write a run of some cells or peers")
     options = parser.parse_args()
     complete = set(options.cells) == set(names) and set(options.peers) == set(PEERS)
+    complete = complete and options.device == "cpu"
     cells, budget = [names[name] for name in options.cells], 0.2
     if options.quick:
         complete, cells, options.rounds, budget = False, QUICK, 5, 0.1
         options.peers = [peer for peer in options.peers if peer != "compile"]
-    peers, before, results = _installed(options.peers), _common.load(), {}
+    peers = installed(["tinyvae", *options.peers, "sgemm"], NEEDS)
+    before, results = _common.load(), {}
     with contextlib.ExitStack() as stack:
-        workers = [Worker(peer, options.threads) for peer in peers]
+        workers = [Worker("benchmarks._step_worker", peer, options.threads) for peer in peers]
         for worker in workers:
             stack.callback(worker.close)
         for cell in cells:
             print(f"{cell.name} ...", file=sys.stderr, flush=True)
-            results[cell.name] = measure(workers, cell, options.rounds, budget)
+            results[cell.name] = measure(workers, cell, options.device, options.rounds, budget)
     print(show(results))
     if complete or options.out:
-        about = {"dtype": "float32", "threads": options.threads, "rounds": options.rounds,
-                 "load": [before, _common.load()], "cells": results}  # fmt: skip
+        about = {
+            "dtype": "float32",
+            "device": options.device,
+            "threads": options.threads,
+            "rounds": options.rounds,
+            "load": [before, _common.load()],
+            "cells": results,
+        }
         print("written:", _common.write("train_step", about, options.out))
 
 

@@ -763,7 +763,8 @@ def gpu(monkeypatch) -> HostDevice:
     """Tensors on the CPU run the CUDA kernels."""
     device = HostDevice()
     monkeypatch.setitem(_cuda._devices, HostArray, device)
-    monkeypatch.setattr(adapter, "_array", lambda name, t: HostArray(t.detach().resolve_neg()))
+    monkeypatch.setattr(adapter, "TorchArray", HostArray)
+    monkeypatch.setattr(adapter, "_array", lambda name, tensor: adapter._gpu_array(tensor))
     return device
 
 

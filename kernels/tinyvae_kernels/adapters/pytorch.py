@@ -168,10 +168,15 @@ class TorchDevice:
 _cuda._devices[TorchArray] = TorchDevice()
 
 
+def _gpu_array(tensor: Tensor) -> TorchArray:
+    """The tensor's own memory, unless a negative bit asks for a copy."""
+    return TorchArray(tensor.detach().resolve_neg())
+
+
 def _array(name: str, tensor: Tensor) -> Any:
     """The tensor's own memory: a NumPy array or a TorchArray.  TypeError for a half on a CPU."""
     if not tensor.is_cpu:
-        return TorchArray(tensor.detach().resolve_neg())
+        return _gpu_array(tensor)
     if tensor.dtype in _HALVES:
         found = str(tensor.dtype).removeprefix("torch.")
         raise TypeError(
