@@ -92,6 +92,28 @@ def library_text(file: str, kernels: Sequence[str]) -> str:
     return (HERE / "shim.h").read_text("utf-8") + in_shim(text_of(file)) + table
 
 
+LAUNCH = re.compile(r"([\w:]+<[^;<>]*>)<<<([^,]+),([^>]+)>>>\((.*?)\);", re.DOTALL)
+
+
+def program(path: Path, folder: Path) -> Path:
+    """A C++ program that launches kernels, compiled to run on the CPU; RuntimeError with g++'s errors.
+
+    Its includes of kernel files are put in place; the rest is left to the compiler.
+    """
+    text = INCLUDE.sub(lambda match: source(match[1]), path.read_text("utf-8"))
+    text = LAUNCH.sub(r"SIMT_START(\2, \3, SIMT_LIST(\4), \1);", in_shim(text))
+    headers = "".join((HERE / name).read_text("utf-8") for name in ("shim.h", "host.h"))
+    cpp, target = folder / f"{path.stem}.cpp", folder / path.stem
+    cpp.write_text("#include <cmath>\n#include <cstdio>\n" + headers + text, "utf-8")
+    flags = [flag for flag in FLAGS if flag not in ("-shared", "-fvisibility=hidden")]
+    done = subprocess.run(
+        [COMPILER, *flags, "-O1", str(cpp), "-o", str(target)], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"{path.name} does not compile:\n{done.stderr[:5000]}")
+    return target
+
+
 @functools.cache
 def compiler_version() -> str:
     """g++ --version; RuntimeError with what to install if there is none."""
