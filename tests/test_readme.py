@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import tinyvae_kernels
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -36,3 +38,11 @@ def test_examples_run(name, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "test ELBO" in done.stdout
+
+
+def test_the_kernels_readme_lists_every_pair():
+    text = (ROOT / "kernels" / "README.md").read_text()
+    listed = re.findall(r"^\| `(\w+)`", text, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(tinyvae_kernels.PAIRS)
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(compile(block, "kernels/README.md", "exec"), {})
