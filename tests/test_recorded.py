@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import tinyvae_kernels as kernels
 from tinyvae import Tensor, devices, likelihoods, nn, ops, optim, schedules, train
 from tinyvae.models import vae
 
@@ -111,6 +112,27 @@ def test_what_no_kernel_does_is_noticed(layer):
         expected, _ = trained(network(), recorded=False)
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_what_cannot_be_compiled_runs_as_usual(monkeypatch):
+    def compile_(self):
+        raise TypeError("no machine code")
+
+    expected, _ = trained(network_of("mlp"), recorded=False)
+    monkeypatch.setattr(devices.Program, "compile", compile_)
+    found, states = trained(network_of("mlp"))
+    assert states == ["refused"]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_reference_bodies_are_no_program():
+    with kernels.backend("numpy"):
+        expected, _ = trained(network_of("mlp"), recorded=False)
+        found, states = trained(network_of("mlp"))
+    assert states == []
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_new_arrays_for_the_parameters_end_a_recording():

@@ -65,7 +65,7 @@ class RecordedStep:
     def update(self, scale: float) -> None:
         """Change the parameters: the optimizer's step, with gradients times scale."""
         self.optimizer.steps += 1
-        for cell, number in zip(self._cells(), self.optimizer.numbers(scale), strict=True):
+        for cell, number in zip(self.numbers, self.optimizer.numbers(scale), strict=True):
             cell.set(number)
         if not self.summed:
             self._sum()
@@ -81,18 +81,26 @@ class RecordedStep:
     def _record(self, x: np.ndarray, eps: np.ndarray, kl_weight: float) -> None:
         """Compute the gradients and remember how."""
         self.x, self.eps, self.kl_weight = x.copy(), eps.copy(), Cell(x.dtype, kl_weight)
+        self.state = UNPROVEN
         results = self.shards.scatter(self._record_shard, len(x))
         self.programs, self.losses, self.shares = map(list, zip(*results, strict=True))
+        self.numbers = tuple(Cell(x.dtype) for _ in self.optimizer.numbers(1.0))
         self.sums: list[Program | None] = [None] * len(self.shards.groups)
         self.updates: list[Program | None] = [None] * len(self.shards.groups)
-        self.state = UNPROVEN
 
     def _record_shard(self, network: Any, part: slice) -> tuple[Program, Elbo, list]:
         program = Program()
         with program.record():
             losses, gradients = self._compute(network, part, self.x, self.eps, self.kl_weight)
-        program.compile()
+        self._compile(program)
         return program, losses, gradients
+
+    def _compile(self, program: Program) -> None:
+        """Refuse what cannot be made into a native function: the step itself was done."""
+        try:
+            program.compile()
+        except (ImportError, RuntimeError, TypeError):  # no Numba; a kernel without machine code
+            self.state = REFUSED
 
     def _compute(
         self, network: Any, part: slice, x: np.ndarray, eps: np.ndarray, kl_weight: Any
@@ -117,8 +125,6 @@ class RecordedStep:
         self.state = READY if same else REFUSED
         if not same:
             self.losses, self.shares = losses, shares
-            self.sums = [None] * len(self.sums)  # they were recorded on other memory
-            self.updates = [None] * len(self.updates)
 
     def _sum(self) -> None:
         if len(self.shares) > 1:
@@ -131,30 +137,26 @@ class RecordedStep:
                 add(first[i], other[i], out=first[i])
 
     def _update_group(self, numbers: list[int]) -> None:
+        cells = self.state != REFUSED  # else plain numbers, as a step does
+        numbers_now = self.numbers if cells else tuple(c.memory[0] for c in self.numbers)
         for i in numbers:
             if self.shares[0][i] is not None:
-                self.optimizer.update(i, self._cells())
-
-    @functools.cached_property
-    def _numbers(self) -> tuple[Cell, ...]:
-        return tuple(Cell(self.x.dtype) for _ in self.optimizer.numbers(1.0))
-
-    def _cells(self) -> tuple[Cell, ...]:
-        return self._numbers
+                self.optimizer.update(i, numbers_now)
 
     def _run(self, programs: list[Program | None], work: Callable[[list[int]], None]) -> None:
         """The program of each group of parameters; recorded while it works for the first time."""
 
         def run(k: int) -> None:
-            program = programs[k]
-            if program is not None:
+            program, group = programs[k], self.shards.groups[k]
+            if self.state == REFUSED:
+                work(group)
+            elif program is not None:
                 program()
-                return
-            program = Program()
-            with program.record():
-                work(self.shards.groups[k])
-            program.compile()
-            programs[k] = program
+            else:
+                programs[k] = program = Program()
+                with program.record():
+                    work(group)
+                self._compile(program)
 
         self.shards.at_once([functools.partial(run, k) for k in range(len(programs))])
 

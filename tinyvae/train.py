@@ -175,8 +175,8 @@ class Step:
 
     def _recording(self, x: Any) -> RecordedStep | None:
         """The recorded step for batches of this shape, from the second one on, if there is one."""
-        if not isinstance(x, np.ndarray):
-            return None  # a GPU
+        if not isinstance(x, np.ndarray) or devices.cpu_backend() != "numba":
+            return None  # a GPU, or the reference: there is no machine code to call
         key = (x.shape, x.dtype)
         if key not in self._recorded:
             self._recorded[key] = None  # the first step compiles the kernels

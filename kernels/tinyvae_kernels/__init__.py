@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ._cuda import cuda_problem, cupy_device, is_device_array
-from ._dispatch import BACKENDS, BackendError, backend, empty, numba_problem
+from ._dispatch import BACKENDS, BackendError, backend, cpu_backend, empty, numba_problem
 from ._program import Cell, Program
 from ._threads import threads
 from .activation import ACTIVATIONS, bias_activation_backward, bias_activation_forward
@@ -130,6 +130,7 @@ __all__ = [
     "categorical_nll_forward",
     "col2im_backward",
     "col2im_forward",
+    "cpu_backend",
     "cuda_problem",
     "cupy_device",
     "empty",

@@ -80,10 +80,13 @@ def select(array: Any, numpy_body: Callable, numba_body: Callable, cuda_body: Ca
     """The body that runs on this array: an array on a GPU leaves no choice."""
     if not isinstance(array, np.ndarray):
         return cuda_body
+    return numpy_body if cpu_backend() == "numpy" else numba_body
+
+
+def cpu_backend() -> str:
+    """What runs NumPy arrays here and now: "numba" or "numpy"."""
     name = _requested.get()
-    if name == "auto":
-        name = _auto()
-    return numpy_body if name == "numpy" else numba_body
+    return _auto() if name == "auto" else name
 
 
 def empty(shape: tuple[int, ...], like: Any, dtype: Any = None) -> Any:
