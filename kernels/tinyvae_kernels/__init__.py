@@ -15,6 +15,7 @@ from typing import Any
 
 from ._cuda import cuda_problem, cupy_device, is_device_array
 from ._dispatch import BACKENDS, BackendError, backend, cpu_backend, empty, numba_problem
+from ._memory import release as release_memory
 from ._program import Cell, Program
 from ._threads import threads
 from .activation import ACTIVATIONS, bias_activation_backward, bias_activation_forward
@@ -169,6 +170,7 @@ __all__ = [
     "philox_normal",
     "philox_uniform",
     "product",
+    "release_memory",
     "reparameterize_backward",
     "reparameterize_forward",
     "scratch",

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _threads
+from . import _memory, _threads
 from ._cuda import cuda_problem, cupy_device, device_of, is_device_array
 from ._program import Cell, flattened, recorder
 
@@ -99,9 +99,9 @@ def empty(shape: tuple[int, ...], like: Any, dtype: Any = None) -> Any:
 
 
 def plain_empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
-    """New memory beside `like`."""
+    """Memory beside `like` that nobody else uses."""
     if isinstance(like, np.ndarray):
-        return np.empty(shape, dtype)
+        return _memory.empty(shape, dtype)
     device = device_of(like)
     assert device is not None
     with device.active(like):

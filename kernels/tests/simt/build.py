@@ -96,7 +96,7 @@ LAUNCH = re.compile(r"([\w:]+<[^;<>]*>)<<<([^,]+),([^>]+)>>>\((.*?)\);", re.DOTA
 
 
 def program(path: Path, folder: Path) -> Path:
-    """A C++ program that launches kernels, compiled to run on the CPU; RuntimeError with g++'s errors.
+    """A C++ program that launches kernels, compiled to run on the CPU; RuntimeError with errors.
 
     Its includes of kernel files are put in place; the rest is left to the compiler.
     """
