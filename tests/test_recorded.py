@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
@@ -121,6 +123,23 @@ def test_what_cannot_be_compiled_runs_as_usual(monkeypatch):
     expected, _ = trained(network_of("mlp"), recorded=False)
     monkeypatch.setattr(devices.Program, "compile", compile_)
     found, states = trained(network_of("mlp"))
+    assert states == ["refused"]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@dataclass(frozen=True)
+class Doubled(likelihoods.Bernoulli):
+    """A likelihood that computes with the weight of the KL."""
+
+    def loss(self, *arrays, beta, **weights):
+        return super().loss(*arrays, beta=2 * beta, **weights)
+
+
+def test_a_likelihood_that_computes_with_the_weight_runs_as_usual(monkeypatch):
+    monkeypatch.setattr(likelihoods, "Bernoulli", Doubled)
+    found, states = trained(network_of("mlp"))
+    expected, _ = trained(network_of("mlp"), recorded=False)
     assert states == ["refused"]
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)

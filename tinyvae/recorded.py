@@ -82,8 +82,12 @@ class RecordedStep:
         """Compute the gradients and remember how."""
         self.x, self.eps, self.kl_weight = x.copy(), eps.copy(), Cell(x.dtype, kl_weight)
         self.state = UNPROVEN
-        results = self.shards.scatter(self._record_shard, len(x))
-        self.programs, self.losses, self.shares = map(list, zip(*results, strict=True))
+        try:
+            results = self.shards.scatter(self._record_shard, len(x))
+            self.programs, self.losses, self.shares = map(list, zip(*results, strict=True))
+        except TypeError:  # somebody computes with the weight, and a cell is no number
+            self.state, self.programs = REFUSED, []
+            self.losses, self.shares = self._as_usual(x, eps, kl_weight)
         self.numbers = tuple(Cell(x.dtype) for _ in self.optimizer.numbers(1.0))
         self.sums: list[Program | None] = [None] * len(self.shards.groups)
         self.updates: list[Program | None] = [None] * len(self.shards.groups)
@@ -112,14 +116,20 @@ class RecordedStep:
         network.zero_grad()
         return elbo, gradients
 
-    def _prove(self, x: np.ndarray, eps: np.ndarray, kl_weight: float) -> None:
-        """Compute the same without the recording: all bits must agree."""
+    def _as_usual(self, x: np.ndarray, eps: np.ndarray, kl_weight: float) -> tuple[list, list]:
+        """The losses and the gradients of all shards, without a recording."""
+        for network in self.shards.networks:
+            network.zero_grad()
 
         def shard(network: Any, part: slice) -> tuple[Elbo, list]:
             return self._compute(network, part, x, eps, kl_weight)
 
-        results = self.shards.scatter(shard, len(x))
-        losses, shares = map(list, zip(*results, strict=True))
+        losses, shares = zip(*self.shards.scatter(shard, len(x)), strict=True)
+        return list(losses), list(shares)
+
+    def _prove(self, x: np.ndarray, eps: np.ndarray, kl_weight: float) -> None:
+        """Compute the same without the recording: all bits must agree."""
+        losses, shares = self._as_usual(x, eps, kl_weight)
         found, expected = _arrays(self.losses, self.shares), _arrays(losses, shares)
         same = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(found, expected))  # noqa: B905
         self.state = READY if same else REFUSED
