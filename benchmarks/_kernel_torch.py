@@ -169,7 +169,7 @@ LIKE_OURS = {
     )
 }  # fmt: skip
 LIKE_OURS["bias_gelu"] = bias_activation
-OWN_LAYOUT = {"im2col": unfold, "col2im": fold}
+OWN_LAYOUT: dict[str, Callable] = {"im2col": unfold, "col2im": fold}
 COMPILED = LIKE_OURS | {"im2col": im2col_by_slices}
 
 

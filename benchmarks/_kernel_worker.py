@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ._common import allowed_cores
 from ._kernel_cases import KERNELS, Kernel
 
 COPIED = 1 << 27  # bytes, far beyond any cache; on a GPU eight times as many
@@ -108,7 +109,14 @@ def _copy(kernel: Kernel, B: int, D: int, mode: str, device: str) -> Peer:
 def _copy_cpu(threads: int) -> Peer:
     sources = np.array_split(np.ones(COPIED // 4, np.float32), threads)
     targets = np.array_split(np.ones(COPIED // 4, np.float32), threads)
-    pool = ThreadPoolExecutor(threads)
+    cores = iter(allowed_cores())
+
+    def settle() -> None:
+        """A core for each thread: left alone, both may stay on one, for half the bandwidth."""
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {next(cores)})
+
+    pool = ThreadPoolExecutor(threads, initializer=settle)
 
     def copy() -> list:
         list(pool.map(np.copyto, targets, sources))
@@ -132,7 +140,7 @@ def _copy_gpu() -> Peer:
     return Peer([("", copy)], wait, numpy, 2 * source.nbytes)
 
 
-BUILD: dict[str, Callable[[Kernel, int, int, str, str], Peer]] = {
+BUILD: dict[str, Callable[..., Peer]] = {  # kernel, B, D, mode, device
     "tinyvae": _tinyvae,
     "torch": _torch,
     "compile": functools.partial(_torch, compiled=True),
@@ -144,7 +152,8 @@ BUILD: dict[str, Callable[[Kernel, int, int, str, str], Peer]] = {
 # ------------------------------------------------------------------------------------ the process
 def _seconds(peer: Peer, i: int, count: int, device: str) -> float:
     """Per call.  On a CPU each waits for its results, on a GPU the last waits for all."""
-    call, found = peer.calls[i][1], []
+    call = peer.calls[i][1]
+    found: list = []
     started = time.perf_counter()
     for _ in range(count):
         found = []  # a caller in a loop drops the last results before it makes new ones

@@ -84,9 +84,11 @@ def _jax(cell: Cell, _: contextlib.ExitStack, device: str) -> Variants:
 
 def _sgemm(cell: Cell, _: contextlib.ExitStack, device: str) -> Variants:
     """No peer: the best rate of a large matrix product, the same for every cell."""
-    xp = np
+    xp: Any = np
     if device == "cuda":
-        import cupy as xp
+        import cupy
+
+        xp = cupy
     a, out = xp.ones((SIDE, SIDE), np.float32), xp.empty((SIDE, SIDE), np.float32)
 
     def step() -> float:

@@ -16,6 +16,7 @@ from . import _common
 
 ROOT = Path(__file__).parents[1]
 REST = 0.15  # seconds between rounds: OpenBLAS threads spin for 0.1 s after their last product
+ENOUGH = 3  # undisturbed rounds to go by
 QUIET = 0.1  # of a core: what other programs may use of the cores while a round is timed
 
 
@@ -96,18 +97,23 @@ def installed(peers: list[str], needs: dict[str, list[str]]) -> list[str]:
     return found
 
 
+def _counted(values: list[float], quiet: list[bool]) -> list[float]:
+    """Those of undisturbed rounds; all, if there are too few of them to go by."""
+    undisturbed = [value for value, alone in zip(values, quiet, strict=True) if alone]
+    return undisturbed if len(undisturbed) >= ENOUGH else values
+
+
 def summarize(series: dict[str, Any]) -> None:
-    """Best and median of the undisturbed rounds, of all if there are none."""
-    rounds = zip(series["ms"], series["quiet"], strict=True)
-    counted = [ms for ms, quiet in rounds if quiet] or series["ms"]
+    """Best and median of the undisturbed rounds."""
+    counted = _counted(series["ms"], series["quiet"])
     series["best_ms"], series["median_ms"] = min(counted), statistics.median(counted)
 
 
 def ratio(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:
     """Ours to the peer's, of rounds that were timed one after the other: median and quartiles."""
-    pairs = zip(ours["ms"], peer["ms"], ours["quiet"], peer["quiet"], strict=True)
-    found = [(a / b, p and q) for a, b, p, q in pairs]
-    ratios = sorted([r for r, quiet in found if quiet] or [r for r, _ in found])
+    found = [a / b for a, b in zip(ours["ms"], peer["ms"], strict=True)]
+    quiet = [a and b for a, b in zip(ours["quiet"], peer["quiet"], strict=True)]
+    ratios = sorted(_counted(found, quiet))
     last = len(ratios) - 1
     return {
         "median": statistics.median(ratios),

@@ -61,6 +61,7 @@ def test_targets_on_a_cpu():
     assert kept([slow], "cpu") == [False]
     assert "im2col gradient 8192x3072: 1.01" in kernels.verdicts([slow], "cpu")[0][1]
     assert kept([], "cpu") == []
+    assert kernels.verdicts([row()], "cpu", left_out=1)[-1][0] is False
 
 
 def test_targets_on_a_gpu():
@@ -74,7 +75,7 @@ def test_targets_on_a_gpu():
 
 def test_rows_beyond_the_budget_are_left_out_and_named(monkeypatch):
     monkeypatch.setattr(kernels, "measure", lambda *_: {"errors": {}})
-    rows = kernels.plan(["bernoulli_elbo", "adam_update"], [(2, 3), (4, 5)], "cuda")
+    rows = kernels.plan(["bernoulli_elbo", "adam_update"], [(2, 3), (4, 5)], 1.0)
     order = [(k.name, size, mode) for k, size, mode in rows]
     assert order[0] == ("bernoulli_elbo", (4, 5), "gradient")
     assert order[1] == ("adam_update", (4, 5), "forward")
