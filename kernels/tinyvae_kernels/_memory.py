@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-SMALLEST = 2**20  # bytes: below, the C library does the same
+SMALLEST = 2**17  # bytes: below, the C library does the same
 LIMIT = 2**29  # bytes that are kept without being used
 
 # Pieces of each size.  No lock: a list's append and pop are atomic, and the garbage collector may

@@ -123,13 +123,13 @@ def _latent_numpy(mu, logvar, dout, kl, dmu, dlogvar, elbo, nll, beta, free_bits
 def _latent_numba(mu, logvar, dout, kl, dmu, dlogvar, elbo, nll, beta, free_bits):
     zero, half = mu.dtype.type(0), mu.dtype.type(0.5)
     for i in range(mu.shape[0]):
-        total, charged = zero, zero
+        total, charged, given = zero, zero, -beta * dout[i]
         for j in range(mu.shape[1]):
             m, e = mu[i, j], expm1(logvar[i, j])
             kl_each = half * (m * m + (e - logvar[i, j]))
             total += kl_each
             charged += free_bits if kl_each < free_bits else kl_each
-            rate = zero if kl_each < free_bits else -beta * dout[i]
+            rate = zero if kl_each < free_bits else given
             dmu[i, j] = rate * m
             dlogvar[i, j] = rate * half * e
         kl[i] = total

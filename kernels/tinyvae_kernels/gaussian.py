@@ -113,7 +113,7 @@ def gaussian_sample_forward(
     select(
         mu, _gaussian_sample_forward_numpy, _gaussian_sample_forward_numba,
         _gaussian_sample_forward_cuda,
-    )(rows(mu).reshape(-1), logvar2.reshape(-1), rows(z).reshape(-1), *numbers)  # fmt: skip
+    )(rows(mu), logvar2, rows(z), *numbers)  # fmt: skip
     return z, (logvar2, numbers, mu.shape)
 
 
@@ -128,18 +128,19 @@ def gaussian_sample_backward(dout: Any, saved: tuple) -> tuple:
     select(
         logvar, _gaussian_sample_backward_numpy, _gaussian_sample_backward_numba,
         _gaussian_sample_backward_cuda,
-    )(dz.reshape(-1), logvar.reshape(-1), dlogvar.reshape(-1), *numbers)  # fmt: skip
+    )(rows(dz), logvar, rows(dlogvar), *numbers)  # fmt: skip
     return dz, dlogvar
 
 
 def _gaussian_sample_forward_numpy(mu, logvar, z, *numbers):
-    philox._philox_normal_numpy(z, *numbers)
+    philox._philox_normal_numpy(z.reshape(-1), *numbers)
     z[:] = mu + np.exp(logvar / 2) * z
 
 
 def _gaussian_sample_forward_numba(mu, logvar, z, *numbers):
-    philox.normal_in_parts(z, *numbers)
-    _reparameterize_forward_numba(*(a.reshape(-1, 1) for a in (mu, logvar, z, z)))
+    eps = empty(z.shape, z)  # not z itself: a loop whose output is an input is not vectorized
+    philox.normal_in_parts(eps.reshape(-1), *numbers)
+    _reparameterize_forward_numba(mu, logvar, eps, z)
 
 
 def _gaussian_sample_forward_cuda(mu, logvar, z, *numbers):
@@ -147,13 +148,14 @@ def _gaussian_sample_forward_cuda(mu, logvar, z, *numbers):
 
 
 def _gaussian_sample_backward_numpy(dz, logvar, dlogvar, *numbers):
-    philox._philox_normal_numpy(dlogvar, *numbers)
+    philox._philox_normal_numpy(dlogvar.reshape(-1), *numbers)
     dlogvar[:] = dz * dlogvar * np.exp(logvar / 2) / 2
 
 
 def _gaussian_sample_backward_numba(dz, logvar, dlogvar, *numbers):
-    philox.normal_in_parts(dlogvar, *numbers)
-    _reparameterize_backward_numba(*(a.reshape(-1, 1) for a in (dz, logvar, dlogvar, dlogvar)))
+    eps = empty(dz.shape, dz)
+    philox.normal_in_parts(eps.reshape(-1), *numbers)
+    _reparameterize_backward_numba(dz, logvar, eps, dlogvar)
 
 
 def _gaussian_sample_backward_cuda(dz, logvar, dlogvar, *numbers):
@@ -228,9 +230,10 @@ def _gaussian_kl_backward_numpy(dkl, mu, logvar, dmu, dlogvar, free_bits):
 def _gaussian_kl_backward_numba(dkl, mu, logvar, dmu, dlogvar, free_bits):
     zero, half = dkl.dtype.type(0), dkl.dtype.type(0.5)
     for i in range(mu.shape[0]):
+        given = dkl[i]  # read once: else LLVM does not vectorize the loop
         for j in range(mu.shape[1]):
             m, e = mu[i, j], expm1(logvar[i, j])
-            rate = zero if half * (m * m + (e - logvar[i, j])) < free_bits else dkl[i]
+            rate = zero if half * (m * m + (e - logvar[i, j])) < free_bits else given
             dmu[i, j] = rate * m
             dlogvar[i, j] = rate * half * e
 

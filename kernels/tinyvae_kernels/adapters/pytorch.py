@@ -108,9 +108,11 @@ class TorchArray:
         return type(self)(self.tensor.view(*shape))
 
     def astype(self, dtype: Any, copy: bool = True) -> TorchArray:
+        """The numbers in another type, as NumPy's astype."""
         return type(self)(self.tensor.to(_TORCH_DTYPES[dtype], copy=copy))
 
     def fill(self, value: float) -> None:
+        """One number everywhere."""
         self.tensor.fill_(value)
 
 
@@ -146,6 +148,7 @@ class TorchDevice:
         return functools.partial(self._cupy.function(file, kernel), stream=stream)
 
     def place(self, array: TorchArray) -> str:
+        """cuda:0, cuda:1 ..."""
         return str(array.tensor.device)
 
     def active(self, array: TorchArray) -> contextlib.AbstractContextManager:
@@ -162,6 +165,7 @@ class TorchDevice:
             yield
 
     def blocks(self) -> int:
+        """Eight blocks of 256 threads fill a multiprocessor."""
         return self._cupy.blocks()
 
 
