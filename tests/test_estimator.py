@@ -132,6 +132,17 @@ def test_partial_fit_goes_on(digits):
     np.testing.assert_array_equal(vae.transform(x), whole.transform(x))
 
 
+def test_partial_fit_goes_on_after_a_fit_that_a_callback_stopped(digits):
+    class Stop(tv.train.Callback):
+        def on_epoch(self, record):
+            return True
+
+    vae = tv.VAE(**TINY | {"likelihood": "bce", "epochs": 3})
+    vae.fit(digits[:64], callbacks=[Stop()])
+    vae.partial_fit(digits[:64])
+    assert [record["epoch"] for record in vae.history_] == [1, 2]
+
+
 def test_a_fitted_model_can_be_pickled_and_copied(digits, fitted):
     for twin in (pickle.loads(pickle.dumps(fitted)), copy.deepcopy(fitted)):
         np.testing.assert_array_equal(twin.transform(digits[:5]), fitted.transform(digits[:5]))

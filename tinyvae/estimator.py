@@ -190,6 +190,7 @@ class VAE(Parameters):
         X = as_rows(np.asarray(X))
         if not hasattr(self, "network_"):
             self._start(X)
+        self.progress_.stopped = False  # what ended an earlier fit does not end this pass
         self._run(self._checked_rows(X, "X"), None, (), self.progress_.epoch + 1).train()
         return self
 
