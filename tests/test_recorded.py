@@ -181,8 +181,8 @@ def test_a_recording_keeps_nothing_of_the_callers(rng):
     np.testing.assert_array_equal(kl, kept[1])
 
 
-def test_a_ready_step_allocates_no_array(monkeypatch):
-    """But for the noise and what is returned: a few numbers a row."""
+def test_a_ready_step_calls_no_op(monkeypatch):
+    """Neither the tape nor what it adds up: only the programs run."""
     network = network_of("mlp")
     x = np.ones((8, 12), np.float32)
     with train.Step(

@@ -12,7 +12,6 @@ import contextlib
 import contextvars
 import copy
 import functools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -20,19 +19,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from . import devices
+from .devices import cores
 from .nn import Module
 
 T = TypeVar("T")
 
 # Work of a step, in multiply-adds, from which a second thread pays for waking it.
 WORTH_A_THREAD = 4_000_000
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def shard_count(network: Module, batch_size: int) -> int:

@@ -17,7 +17,7 @@ from ._cuda import cuda_problem, cupy_device, is_device_array
 from ._dispatch import BACKENDS, BackendError, backend, cpu_backend, empty, numba_problem
 from ._memory import release as release_memory
 from ._program import Cell, Program
-from ._threads import threads
+from ._threads import cores, threads
 from .activation import ACTIVATIONS, bias_activation_backward, bias_activation_forward
 from .arena import Arena, scratch
 from .beta import beta_nll_backward, beta_nll_forward
@@ -131,6 +131,7 @@ __all__ = [
     "categorical_nll_forward",
     "col2im_backward",
     "col2im_forward",
+    "cores",
     "cpu_backend",
     "cuda_problem",
     "cupy_device",
