@@ -115,6 +115,16 @@ def log_softmaxes(draw: Draw) -> Case:
 
 
 @st.composite
+def softmaxes(draw: Draw) -> Case:
+    """Without a mask, with one, and with one that leaves nothing in some rows."""
+    case = draw(log_softmaxes())
+    (x,), rng = case.arrays, rngs(draw)
+    if draw(st.booleans()):
+        return Case((x,), case.options)
+    return Case((x, rng.random(x.shape) < 0.6), case.options, data=(1,))
+
+
+@st.composite
 def reshapes(draw: Draw) -> Case:
     shape = draw(SHAPES)
     size = math.prod(shape)
@@ -180,6 +190,34 @@ def linears(draw: Draw) -> Case:
     return Case(with_bias(draw, rng, x, weight))
 
 
+# --------------------------------------------------------------------------------------- sequences
+@st.composite
+def embeddings(draw: Draw) -> Case:
+    rng, V = rngs(draw), draw(st.integers(1, 5))
+    index = rng.integers(0, V, draw(hnp.array_shapes(min_dims=0, max_dims=2, min_side=0)))
+    return Case((normal(rng, (V, draw(SIZES))), index), data=(1,))
+
+
+@st.composite
+def layer_norms(draw: Draw) -> Case:
+    shape = draw(hnp.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=5))
+    rng, size = rngs(draw), shape[-1:]
+    options = {"epsilon": draw(st.sampled_from([1e-5, 0.1]))}
+    # a row of nearly equal numbers bends too sharply for finite differences
+    return Case((distinct(rng, shape), normal(rng, size), normal(rng, size)), options)
+
+
+@st.composite
+def grus(draw: Draw) -> Case:
+    rng, (B, T, inputs), H = rngs(draw), (draw(SIZES) for _ in range(3)), draw(st.integers(1, 3))
+    shapes = [(B, T, inputs), (B, H), (inputs, 3 * H), (H, 3 * H), (3 * H,), (3 * H,)]
+    arrays = tuple(normal(rng, shape) for shape in shapes)
+    if draw(st.booleans()):
+        return Case(arrays)
+    return Case((*arrays, rng.random((B, T)) < 0.6), data=(6,))  # gaps count as padding too
+
+
+# ------------------------------------------------------------------------------------ convolutions
 @st.composite
 def convolutions(draw: Draw) -> Case:
     image, kernel, options = draw(geometries())
@@ -238,10 +276,14 @@ CASES: dict[str, st.SearchStrategy[Case]] = {
     "max": reductions(distinct, of_nothing=False),
     "logsumexp": reductions(normal, of_nothing=False),
     "log_softmax": log_softmaxes(),
+    "softmax": softmaxes(),
     "reshape": reshapes(),
     "transpose": transposes(),
     "concatenate": concatenations(),
     "linear": linears(),
+    "embedding": embeddings(),
+    "layer_norm": layer_norms(),
+    "gru": grus(),
     "conv2d": convolutions(),
     "conv_transpose2d": transposed_convolutions(),
     "elbo_loss": kernel_strategies.elbos(

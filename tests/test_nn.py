@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tinyvae import Tensor, nn, ops
+from tinyvae.checking import gradcheck
 
 
 class Block(nn.Module):
@@ -203,3 +204,108 @@ def test_default_weights_are_within_one_over_root_fan_in(rng):
     custom = nn.Linear(3, 4, initialiser=nn.zeros, rng=rng, dtype=np.float64)
     assert custom.weight.dtype == np.float64
     assert (custom.weight.data == 0).all()
+
+
+# --------------------------------------------------------------------------------------- sequences
+def test_embedding_looks_up_rows(rng):
+    table = nn.Embedding(5, 3, rng=rng)
+    index = np.array([[0, 4], [4, 4]])
+    np.testing.assert_array_equal(table(index).data, table.weight.data[index])
+    np.testing.assert_allclose(nn.Embedding(100, 100, rng=rng).weight.data.std(), 1, rtol=0.02)
+
+
+def test_layer_norm_starts_as_plain_normalisation(rng):
+    x = rng.normal(3, 2, (4, 50)).astype(np.float32)
+    out = nn.LayerNorm(50)(x)
+    assert out.dtype == np.float32
+    np.testing.assert_allclose(out.data.mean(axis=1), 0, atol=1e-6)
+    np.testing.assert_allclose(out.data.std(axis=1), 1, rtol=1e-4)
+
+
+def test_gru_is_the_op_and_starts_from_zero(rng):
+    layer, x = nn.GRU(3, 4, rng=rng), rng.normal(size=(2, 5, 3)).astype(np.float32)
+    weights = layer.weight_ih, layer.weight_hh, layer.bias_ih, layer.bias_hh
+    zero = np.zeros((2, 4), np.float32)
+    np.testing.assert_array_equal(layer(x).data, ops.gru(x, zero, *weights).data)
+    first = layer(x[:, :2])
+    np.testing.assert_allclose(
+        layer(x[:, 2:], state=first[:, -1]).data, layer(x).data[:, 2:], rtol=1e-5, atol=1e-6
+    )
+
+
+def sequence_layers(rng):
+    options = {"rng": rng, "dtype": np.float64}
+    return {
+        "gru": nn.GRU(4, 4, **options),
+        "attention": nn.CausalSelfAttention(4, 2, **options),
+        "transformer": nn.TransformerBlock(4, 2, **options),
+    }
+
+
+@pytest.mark.parametrize("name", ["gru", "attention", "transformer"])
+def test_a_later_step_changes_no_earlier_output(name, rng):
+    layer, x = sequence_layers(rng)[name], rng.normal(size=(2, 6, 4))
+    before = layer(x).data
+    x[:, 3] = rng.normal(size=4)
+    after = layer(x).data
+    np.testing.assert_array_equal(after[:, :3], before[:, :3])
+    assert (np.abs(after[:, 3:] - before[:, 3:]).max(axis=-1) > 1e-6).all()
+
+
+@pytest.mark.parametrize("name", ["gru", "attention", "transformer"])
+def test_hidden_steps_have_no_influence(name, rng):
+    """Padding at the front, where causality alone would not hide it."""
+    layer, x = sequence_layers(rng)[name], rng.normal(size=(2, 6, 4))
+    mask = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
+    leaf = Tensor(x, True)
+    out = layer(leaf, mask)
+    np.testing.assert_allclose(out.data[:1, 2:], layer(x[:1, 2:]).data, rtol=1e-10)
+    np.testing.assert_allclose(out.data[1:, :3], layer(x[1:, :3]).data, rtol=1e-10)
+    (out * mask[..., None]).backward(rng.normal(size=out.shape))
+    assert (leaf.grad[mask == 0] == 0).all()
+    assert (leaf.grad[mask == 1] != 0).all()
+
+
+@pytest.mark.parametrize("name", ["gru", "attention", "transformer"])
+def test_gradients_of_sequence_layers(name, rng):
+    layer, x = sequence_layers(rng)[name], rng.normal(size=(2, 5, 4))
+    mask = np.arange(5) < np.array([[5], [3]])
+    gradcheck(lambda x, *_: layer(x, mask), x, *layer.parameters(), rtol=1e-6)
+
+
+def test_attention_of_one_head_is_its_formula(rng):
+    layer, x = nn.CausalSelfAttention(3, 1, rng=rng, dtype=np.float64), rng.normal(size=(1, 4, 3))
+    q, k, v = np.split(x[0] @ layer.qkv.weight.data + layer.qkv.bias.data, 3, axis=1)
+    rows = []
+    for t in range(4):
+        weights = np.exp(k[: t + 1] @ q[t] / np.sqrt(3))
+        rows.append(weights @ v[: t + 1] / weights.sum())
+    expected = np.stack(rows) @ layer.out.weight.data + layer.out.bias.data
+    np.testing.assert_allclose(layer(x).data[0], expected, rtol=1e-12)
+
+
+def test_heads_must_share_the_features():
+    with pytest.raises(ValueError, match="5 features cannot be shared by 2 heads"):
+        nn.CausalSelfAttention(5, 2)
+
+
+def test_word_dropout_hides_the_steps_that_the_noise_says(rng):
+    u = np.array([[0.1, 0.9, 0.29], [0.3, 0.5, 0.0]])
+    hidden = np.array([[1, 0, 1], [0, 0, 1]], bool)
+    words = np.arange(1, 7).reshape(2, 3)
+    np.testing.assert_array_equal(
+        nn.word_dropout(words, u, rate=0.3, unknown=9), np.where(hidden, 9, words)
+    )
+    values = rng.normal(size=(2, 3, 2)).astype(np.float32)
+    dropped = nn.word_dropout(values, u, rate=0.3, unknown=9)
+    np.testing.assert_array_equal(dropped, np.where(hidden[..., None], 0, values))
+    assert dropped.dtype == np.float32
+    np.testing.assert_array_equal(nn.word_dropout(words, u, rate=0.0), words)
+    assert (nn.word_dropout(words, u, rate=1.0, unknown=9) == 9).all()
+
+
+def test_word_dropout_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"rate must be in \[0, 1\], got 1.5"):
+        nn.word_dropout(np.ones((2, 3)), np.ones((2, 3)), rate=1.5)
+    with pytest.raises(ValueError, match=r"u has shape \(2,\), expected \(2, 3\)"):
+        nn.word_dropout(np.ones((2, 3)), np.ones(2), rate=0.5)

@@ -13,7 +13,8 @@ import strategies
 from tinyvae import Tensor, ops
 from tinyvae.ops import reductions
 
-NAMES = ["sum", "mean", "max", "logsumexp", "log_softmax", "reshape", "transpose", "concatenate"]
+NAMES = ["sum", "mean", "max", "logsumexp", "log_softmax", "softmax", "reshape", "transpose",
+         "concatenate"]  # fmt: skip
 
 
 def naive_logsumexp(x, **options):
@@ -110,3 +111,25 @@ def test_wrong_shapes_are_refused(rng):
         ops.concatenate([x, x[:, :2]], axis=0)
     with pytest.raises(ValueError, match="axes"):
         ops.transpose(x, (0,))
+
+
+@given(data=st.data())
+def test_softmax_sums_to_one_over_what_the_mask_leaves(data):
+    case = data.draw(strategies.CASES["softmax"])
+    out, axis = ops.softmax(*case.arrays, **case.options).data, case.options["axis"]
+    x, mask = (*case.arrays, np.True_)[:2]
+    left = np.broadcast_to(mask, x.shape)
+    assert (out[~left] == 0).all()
+    np.testing.assert_allclose(out.sum(axis=axis), left.any(axis=axis), rtol=1e-14)
+    expected = special.softmax(np.where(left, x, -1e9), axis=axis)
+    np.testing.assert_allclose(out, np.where(left, expected, 0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("hidden", [1e30, np.inf, np.nan])
+def test_softmax_ignores_what_is_hidden(hidden):
+    x = Tensor(np.array([[hidden, 1.0, 3.0]], np.float32), True)
+    out = ops.softmax(x, np.array([False, True, True]))
+    out.backward(np.array([[5.0, 1.0, 2.0]]))
+    np.testing.assert_allclose(out.data[0, 1:], special.softmax([1, 3]), rtol=1e-6)
+    assert x.grad[0, 0] == 0
+    assert np.isfinite(x.grad).all()

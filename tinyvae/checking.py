@@ -144,10 +144,20 @@ CASES: dict[str, Callable[[Any], Case]] = {
     "max": lambda rng: ((_normal(rng, 3, 4),), {"axis": 1}),
     "logsumexp": lambda rng: ((_normal(rng, 3, 4),), {"axis": 1}),
     "log_softmax": lambda rng: ((_normal(rng, 3, 4),), {}),
+    "softmax": lambda rng: ((_normal(rng, 3, 5), np.arange(5) < 4), {}),
     "reshape": lambda rng: ((_normal(rng, 3, 4),), {"shape": (2, -1)}),
     "transpose": lambda rng: ((_normal(rng, 2, 3, 4),), {"axes": (2, 0, 1)}),
     "concatenate": lambda rng: (([_normal(rng, 3, 2), _normal(rng, 3, 4)],), {}),
     "linear": lambda rng: ((_normal(rng, 5, 3), _normal(rng, 3, 4), _normal(rng, 4)), {}),
+    "embedding": lambda rng: ((_normal(rng, 4, 3), np.array([[0, 2], [2, 2]])), {}),
+    "layer_norm": lambda rng: (tuple(_normal(rng, *s) for s in ((3, 2, 4), (4,), (4,))), {}),
+    "gru": lambda rng: (
+        (
+            *(_normal(rng, *s) for s in ((3, 4, 2), (3, 5), (2, 15), (5, 15), (15,), (15,))),
+            np.arange(4) < np.array([[4], [2], [0]]),
+        ),
+        {},
+    ),
     "conv2d": lambda rng: (
         (_normal(rng, 2, 7, 6, 3), _normal(rng, 3, 2, 3, 4), _normal(rng, 4)),
         {"stride": 2, "padding": 1, "dilation": 2},

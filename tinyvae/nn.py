@@ -1,6 +1,7 @@
 """Layers: a Module holds parameters (tensors that require a gradient) and other modules.
 
-Sizes: B batch, I inputs, O outputs, H W image, C channels, R S filter.
+Sizes: B batch, I inputs, O outputs, H W image, C channels, R S filter; in layers for sequences
+T time, H hidden units, V vocabulary, E features.
 A layer is made with its sizes; `rng` decides its first weights, `dtype` their type.  Anything that
 maps a tensor to a tensor may stand in a Sequential, `ops.relu` for example.
 """
@@ -54,6 +55,11 @@ def he_normal(rng: np.random.Generator, shape: tuple, fan_in: int, fan_out: int)
 def zeros(rng: np.random.Generator, shape: tuple, fan_in: int, fan_out: int) -> np.ndarray:
     """All zero."""
     return np.zeros(shape)
+
+
+def unit_normal(rng: np.random.Generator, shape: tuple, fan_in: int, fan_out: int) -> np.ndarray:
+    """N(0, 1): PyTorch's default for embeddings."""
+    return rng.standard_normal(shape)
 
 
 # --------------------------------------------------------------------------------------- Module
@@ -294,3 +300,141 @@ class Sequential(Module):
                 x = layer(x)
             layer = following
         return x
+
+
+# ------------------------------------------------------------------------------------- sequences
+class Embedding(Module):
+    """Whole numbers in [0, V) as rows of a table.  weight: (V, E)."""
+
+    def __init__(
+        self,
+        count: int,
+        features: int,
+        *,
+        initialiser: Initialiser = unit_normal,
+        rng: np.random.Generator | None = None,
+        dtype: Any = np.float32,
+    ):
+        _check_sizes(count=count, features=features)
+        rng = rng or np.random.default_rng()
+        self.weight = _parameter(initialiser(rng, (count, features), count, features), dtype)
+
+    def __call__(self, index: Any) -> Tensor:
+        """(...) whole numbers -> (..., E)."""
+        return ops.embedding(self.weight, index)
+
+
+class LayerNorm(Module):
+    """Each row to mean 0 and variance 1, then scaled and shifted.     Ba, Kiros and Hinton 2016.
+
+    weight, bias: (E,), at first 1 and 0.
+    """
+
+    def __init__(self, features: int, *, dtype: Any = np.float32):
+        _check_sizes(features=features)
+        self.weight = _parameter(np.ones(features), dtype)
+        self.bias = _parameter(np.zeros(features), dtype)
+
+    def __call__(self, x: Any) -> Tensor:
+        """(..., E) -> (..., E)."""
+        return ops.layer_norm(x, self.weight, self.bias)
+
+
+class GRU(Module):
+    """Gated recurrent unit (Cho et al. 2014): see ops.gru for the formula.
+
+    weight_ih: (I, 3H), weight_hh: (H, 3H), bias_ih, bias_hh: (3H,), gates r, u, n side by side:
+    the weights are the transposes of those of PyTorch's GRU, the biases are the same.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        *,
+        rng: np.random.Generator | None = None,
+        dtype: Any = np.float32,
+    ):
+        _check_sizes(inputs=inputs, hidden=hidden)
+        rng = rng or np.random.default_rng()
+        self.hidden = hidden
+        shapes = ((inputs, 3 * hidden), (hidden, 3 * hidden), (3 * hidden,), (3 * hidden,))
+        self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh = (
+            _parameter(fan_in_uniform(rng, shape, hidden, hidden), dtype) for shape in shapes
+        )
+
+    def __call__(self, x: Any, mask: Any = None, state: Any = None) -> Tensor:
+        """States after each step: (B, T, I) -> (B, T, H).
+
+        mask: (B, T), nonzero where a step counts; at the others the state stays, so that the last
+        column is each row's last state, however long the row.  state: (B, H) to begin with, or 0.
+        """
+        if state is None:
+            like = self.weight_hh.data
+            state = np.zeros_like(like, shape=(len(x), self.hidden))
+        weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        return ops.gru(x, state, *weights, mask)
+
+
+class CausalSelfAttention(Module):
+    """Each step looks at itself and at those before it, with several heads side by side.
+
+    softmax(Q K^T / sqrt(E / heads)) V                     Vaswani et al. 2017, section 3.2
+    qkv: the three projections in one layer, E -> 3E, in this order; out: E -> E.
+    """
+
+    def __init__(self, features: int, heads: int, **options: Any):
+        _check_sizes(features=features, heads=heads)
+        if features % heads:
+            raise ValueError(f"{features} features cannot be shared by {heads} heads")
+        self.heads = heads
+        self.qkv = Linear(features, 3 * features, **options)
+        self.out = Linear(features, features, **options)
+
+    def __call__(self, x: Any, mask: Any = None) -> Tensor:
+        """(B, T, E) -> (B, T, E).  mask: (B, T), nonzero where a step may be looked at."""
+        B, T, E = x.shape
+        split = ops.reshape(self.qkv(x), (B, T, 3, self.heads, E // self.heads))
+        q, k, v = (ops.transpose(split[:, :, i], (0, 2, 1, 3)) for i in range(3))
+        scores = q @ ops.transpose(k, (0, 1, 3, 2)) * (E // self.heads) ** -0.5  # (B, heads, T, T)
+        seen = devices.move(np.tri(T, dtype=bool), devices.of(self.out.weight))
+        if mask is not None:
+            seen = seen & (devices.as_array(mask) != 0)[:, None, None, :]
+        mixed = ops.transpose(ops.softmax(scores, seen) @ v, (0, 2, 1, 3))
+        return self.out(ops.reshape(mixed, (B, T, E)))
+
+
+class TransformerBlock(Module):
+    """Causal self-attention, then two dense layers, each added to what went in, normed before.
+
+    x + attention(norm(x)), then x + dense(norm(x))        Xiong et al. 2020, figure 1 (b)
+    hidden: units between the dense layers, 4 E by default.
+    """
+
+    def __init__(self, features: int, heads: int, hidden: int | None = None, **options: Any):
+        hidden, dtype = hidden or 4 * features, options.get("dtype", np.float32)
+        self.norms = [LayerNorm(features, dtype=dtype), LayerNorm(features, dtype=dtype)]
+        self.attention = CausalSelfAttention(features, heads, **options)
+        self.dense = Sequential(
+            Linear(features, hidden, **options), ops.gelu, Linear(hidden, features, **options)
+        )
+
+    def __call__(self, x: Any, mask: Any = None) -> Tensor:
+        """(B, T, E) -> (B, T, E).  mask: (B, T), nonzero where a step may be looked at."""
+        x = x + self.attention(self.norms[0](x), mask)
+        return x + self.dense(self.norms[1](x))
+
+
+def word_dropout(x: Any, u: Any, *, rate: float, unknown: int = 0) -> Any:
+    """Some steps hidden from a decoder, so that it has to ask z.     Bowman et al. 2016, 3.1.1.
+
+    x: (B, T) whole numbers, of which `unknown` takes the place, or (B, T, ...) floats, which become
+    0; u: (B, T) uniform noise: a step is hidden where u < rate.
+    Raises ValueError if rate is not in [0, 1], or the shapes differ.
+    """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate must be in [0, 1], got {rate}")
+    if x.shape[:2] != u.shape:
+        raise ValueError(f"u has shape {u.shape}, expected {x.shape[:2]}")
+    hidden = (u < rate).reshape(u.shape + (1,) * (x.ndim - 2))
+    return np.where(hidden, x.dtype.type(unknown if x.dtype.kind in "iu" else 0), x)

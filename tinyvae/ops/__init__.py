@@ -1,7 +1,8 @@
 """Every op: functions of tensors, each made of a forward and a backward on plain arrays.
 
 `op.pair` is that pair. Where to read them: arithmetic and indexing in tensor.py; elementwise.py;
-reductions.py (and shapes); dense.py (linear); conv.py; the fused ones in tinyvae_kernels.
+reductions.py (and shapes); dense.py (linear); conv.py; sequence.py (embedding, layer norm, GRU);
+the fused ones in tinyvae_kernels.
 """
 
 from tinyvae_kernels import geometry as conv_geometry
@@ -51,10 +52,12 @@ from .reductions import (
     max,
     mean,
     reshape,
+    softmax,
     sum,
     transpose,
 )
 from .sampling import gaussian_sample, reparameterize
+from .sequence import embedding, gru, layer_norm
 
 __all__ = [
     "add",
@@ -72,6 +75,7 @@ __all__ = [
     "div",
     "elbo_loss",
     "elu",
+    "embedding",
     "exp",
     "gaussian_elbo",
     "gaussian_fixed_elbo",
@@ -83,7 +87,9 @@ __all__ = [
     "gaussian_sample",
     "gelu",
     "getitem",
+    "gru",
     "im2col",
+    "layer_norm",
     "leaky_relu",
     "linear",
     "log",
@@ -102,6 +108,7 @@ __all__ = [
     "reshape",
     "sigmoid",
     "silu",
+    "softmax",
     "softplus",
     "sqrt",
     "sub",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import devices
 from ..tensor import Tensor, differentiable
 
 Axis = int | tuple[int, ...] | None
@@ -92,6 +93,30 @@ def log_softmax_backward(dout: np.ndarray, saved: tuple) -> tuple:
     return (dout - np.exp(out) * dout.sum(axis=axis, keepdims=True),)
 
 
+def softmax_forward(x: np.ndarray, mask: Any = None, axis: int = -1) -> Any:
+    """out = e^x / sum e^x along one axis, over the places where the mask holds; 0 elsewhere.
+
+    mask: None or bools that broadcast against x; where nothing is left, all of out is 0.
+    """
+    if mask is None:
+        e = np.exp(x - x.max(axis=axis, keepdims=True))
+        out = e / e.sum(axis=axis, keepdims=True)
+        return out, (out, axis)
+    # a hidden x stands at the lowest number, so that it cannot overflow what is left
+    mask, zero = devices.as_array(mask).astype(bool, copy=False), x.dtype.type(0)
+    seen = np.where(mask, x, np.finfo(x.dtype).min)
+    e = np.where(mask, np.exp(seen - seen.max(axis=axis, keepdims=True)), zero)
+    total = e.sum(axis=axis, keepdims=True)
+    out = e / np.where(total > 0, total, x.dtype.type(1))
+    return out, (out, axis)
+
+
+def softmax_backward(dout: np.ndarray, saved: tuple) -> tuple:
+    """dx = out (dout - sum dout out)      dmask: None."""
+    out, axis = saved
+    return out * (dout - (dout * out).sum(axis=axis, keepdims=True)), None
+
+
 def reshape_forward(x: np.ndarray, shape: tuple[int, ...]) -> Any:
     """out = x with another shape, the same elements in the same order."""
     return x.reshape(shape), (x.shape,)
@@ -130,6 +155,7 @@ mean = differentiable(mean_forward, mean_backward)
 max = differentiable(max_forward, max_backward)
 logsumexp = differentiable(logsumexp_forward, logsumexp_backward)
 log_softmax = differentiable(log_softmax_forward, log_softmax_backward)
+softmax = differentiable(softmax_forward, softmax_backward)
 reshape = differentiable(reshape_forward, reshape_backward)
 transpose = differentiable(transpose_forward, transpose_backward)
 _concatenate = differentiable(concatenate_forward, concatenate_backward)
