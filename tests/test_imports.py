@@ -17,7 +17,7 @@ KERNELS = ROOT / "kernels" / "tinyvae_kernels"
 ORDER = [
     "_text", "_sklearn", "devices", "sprites", "data", "checkpoint", "schedules",  # no tensors
     "tensor", "ops", "checking", "optim", "nn", "parallel",
-    "batches", "likelihoods", "objectives", "models", "metrics", "recorded", "train",
+    "batches", "likelihoods", "estimators", "objectives", "models", "metrics", "recorded", "train",
     "saved", "estimator", "plots", "runs", "console", "cli", "__main__",
 ]  # fmt: skip
 

@@ -9,7 +9,7 @@ The estimator is `VAE`; the parts to compose are `Tensor`, `differentiable`, `nn
 `objectives`, `likelihoods`, `schedules`; `gradcheck` checks any of it.
 """
 
-from . import data, likelihoods, metrics, nn, objectives, ops, optim, schedules, train
+from . import data, estimators, likelihoods, metrics, nn, objectives, ops, optim, schedules, train
 from .checking import GradientError, gradcheck
 from .devices import BackendError
 from .estimator import VAE, NotFittedError, load
@@ -31,6 +31,7 @@ __all__ = [
     "data",
     "detect_nonfinite",
     "differentiable",
+    "estimators",
     "gradcheck",
     "likelihoods",
     "load",
