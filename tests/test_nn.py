@@ -33,6 +33,30 @@ def test_parameters_have_dotted_names_in_order(rng):
     assert list(block.state_dict()) == NAMES
 
 
+class Averaging(nn.Module):
+    def __init__(self):
+        self.weight = Tensor(np.ones(2, np.float32), True)
+        self.counts = nn.Buffer(np.zeros(3, np.float32))
+        self.parts = [nn.Linear(2, 2), nn.Buffer(np.arange(2))]
+        self.same = self.counts
+
+
+def test_buffers_are_saved_and_converted_but_not_trained():
+    one, other = Averaging(), Averaging()
+    assert [name for name, _ in one.named_buffers()] == ["counts", "parts.1"]
+    assert len(one.parameters()) == 3
+    one.counts.data[...] = [1, 2, 3]
+    other.load_state_dict(one.state_dict())
+    np.testing.assert_array_equal(other.counts.data, [1, 2, 3])
+    assert not np.shares_memory(other.counts.data, one.counts.data)
+    state = one.state_dict()
+    del state["counts"]
+    with pytest.raises(ValueError, match="the state lacks counts"):
+        other.load_state_dict(state)
+    assert one.astype(np.float64).counts.dtype == np.float64
+    assert np.issubdtype(one.parts[1].dtype, np.integer)
+
+
 def test_a_layer_used_twice_is_listed_once(rng):
     """Else an optimizer would make two steps on it in one."""
     layer = nn.Linear(3, 3, rng=rng)

@@ -66,6 +66,13 @@ def test_replicas_share_weights_and_nothing_else(network):
             assert own.data is other.data
 
 
+def test_replicas_share_buffers(network):
+    network.average = nn.Buffer(np.zeros(2))
+    shards = Shards(network, 2)
+    network.average.data += 1
+    np.testing.assert_array_equal(shards.networks[1].average.data, 1)
+
+
 def test_more_shards_than_rows(network):
     shards = Shards(network, 4)
     seen = shards.run(lambda replica, part: (part.start, part.stop), 2)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .nn import Module
+from .nn import Buffer, Module
 from .tensor import Tensor
 
 MOST_STATES = 2**16  # that are enumerated: a batch holds so many times its rows
@@ -222,8 +222,8 @@ class Baseline(Module):
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay!r}")
         self.network, self.decay = network, decay
-        self.mean = Tensor(np.zeros((), dtype))
-        self.updates = Tensor(np.zeros((), dtype))
+        self.mean = Buffer(np.zeros((), dtype))
+        self.updates = Buffer(np.zeros((), dtype))
 
     def __call__(self, x: Any) -> Tensor:
         """b(x), a number () or (B,) with a network, in nats."""

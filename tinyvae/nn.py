@@ -63,8 +63,24 @@ def unit_normal(rng: np.random.Generator, shape: tuple, fan_in: int, fan_out: in
 
 
 # --------------------------------------------------------------------------------------- Module
+class Buffer(Tensor):
+    """A tensor of a module that training changes, though not by a gradient: a moving average.
+
+    It is saved and loaded with the parameters.  Change its `data` in place: replicas of the network
+    share it.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, data: Any):
+        super().__init__(data)
+
+
 class Module:
     """Something with parameters: they are found by walking the attributes, lists included.
+
+    Buffers are found the same way.  Any other tensor without a gradient is a constant, which is
+    made anew with the module and not saved.
 
     couples_rows: set it in a module whose output for a row depends on the batch's other rows, as
     batch normalisation does; training then keeps the batch in one piece.
@@ -81,17 +97,31 @@ class Module:
 
         A parameter that is used in two places comes once, under its first name.
         """
+        return ((name, tensor) for name, tensor in self._tensors(prefix) if tensor.requires_grad)
+
+    def named_buffers(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """Pairs of dotted name and buffer, likewise."""
+        pairs = self._tensors(prefix)
+        return ((name, tensor) for name, tensor in pairs if isinstance(tensor, Buffer))
+
+    def named_state(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters, then buffers: all that training changes."""
+        yield from self.named_parameters()
+        yield from self.named_buffers()
+
+    def _tensors(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
+        """Pairs of dotted name and tensor, each tensor once."""
         seen: set[int] = set()
-        for name, tensor in self._all_parameters(prefix):
+        for name, tensor in self._all_tensors(prefix):
             if id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield name, tensor
 
-    def _all_parameters(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    def _all_tensors(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
         for name, item in self._attributes():
             if isinstance(item, Module):
-                yield from item._all_parameters(f"{prefix}{name}.")
-            elif isinstance(item, Tensor) and item.requires_grad:
+                yield from item._all_tensors(f"{prefix}{name}.")
+            elif isinstance(item, Tensor):
                 yield prefix + name, item
 
     def modules(self) -> Iterator[Module]:
@@ -123,9 +153,10 @@ class Module:
             tensor.grad = None
 
     def astype(self: M, dtype: Any) -> M:
-        """Convert all parameters in place, and return the module."""
-        for tensor in self.parameters():
-            tensor.data, tensor.grad = tensor.data.astype(dtype), None
+        """Convert all parameters and buffers of floats in place, and return the module."""
+        for _, tensor in self.named_state():
+            if tensor.dtype.kind == "f":
+                tensor.data, tensor.grad = tensor.data.astype(dtype), None
         return self
 
     def to(self: M, device: str) -> M:
@@ -142,15 +173,15 @@ class Module:
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """Name -> array, for a checkpoint.  The arrays are the parameters' own, not copies."""
-        return {name: tensor.data for name, tensor in self.named_parameters()}
+        """Name -> array, for a checkpoint.  The arrays are the tensors' own, not copies."""
+        return {name: tensor.data for name, tensor in self.named_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Copy arrays, from either device, into the parameters, of the same names and shapes.
+        """Copy arrays, from either device, into the tensors of the same names and shapes.
 
         Raises ValueError that names what is missing, unknown or of another shape.
         """
-        own = dict(self.named_parameters())
+        own = dict(self.named_state())
         if missing := [name for name in own if name not in state]:
             raise ValueError(f"the state lacks {', '.join(missing)}")
         if unknown := [name for name in state if name not in own]:

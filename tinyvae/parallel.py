@@ -53,11 +53,11 @@ def _groups(sizes: list[int], count: int) -> list[list[int]]:
 
 
 class Shards:
-    """A network and its replicas, which share its weights and have gradients of their own."""
+    """A network and its replicas, which share weights and buffers, each with its own gradients."""
 
     def __init__(self, network: Any, count: int):
         self.networks = [network]
-        shared = {id(tensor.data): tensor.data for tensor in network.parameters()}
+        shared = {id(tensor.data): tensor.data for _, tensor in network.named_state()}
         for _ in range(count - 1):
             self.networks.append(copy.deepcopy(network, dict(shared)))
         self.parameters = [network.parameters() for network in self.networks]
