@@ -17,7 +17,8 @@ KERNELS = ROOT / "kernels" / "tinyvae_kernels"
 ORDER = [
     "_text", "_sklearn", "devices", "sprites", "data", "checkpoint", "schedules",  # no tensors
     "tensor", "ops", "checking", "optim", "nn", "parallel",
-    "batches", "likelihoods", "estimators", "objectives", "models", "metrics", "recorded", "train",
+    "batches", "flows", "likelihoods", "estimators", "objectives", "models", "metrics",
+    "recorded", "train",
     "saved", "estimator", "plots", "runs", "console", "cli", "__main__",
 ]  # fmt: skip
 

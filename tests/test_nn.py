@@ -333,3 +333,52 @@ def test_word_dropout_refuses_what_does_not_fit():
         nn.word_dropout(np.ones((2, 3)), np.ones((2, 3)), rate=1.5)
     with pytest.raises(ValueError, match=r"u has shape \(2,\), expected \(2, 3\)"):
         nn.word_dropout(np.ones((2, 3)), np.ones(2), rate=0.5)
+
+
+# ------------------------------------------------------------------------------------------- masks
+def test_a_masked_layer_does_not_see_what_is_masked(rng):
+    mask = np.array([[1, 0], [1, 1], [0, 1]])
+    layer = nn.MaskedLinear(mask, rng=rng, dtype=np.float64)
+    x = rng.normal(size=(4, 3))
+    expected = x @ (layer.weight.data * mask) + layer.bias.data
+    np.testing.assert_allclose(layer(x).data, expected, rtol=1e-12)
+    ops.sum(layer(x)).backward()
+    assert (layer.weight.grad[mask == 0] == 0).all()
+    assert list(layer.state_dict()) == ["weight", "bias"]
+    fused, plain = nn.Sequential(layer, ops.tanh)(x), ops.tanh(layer(x))
+    np.testing.assert_allclose(fused.data, plain.data, rtol=1e-12)
+
+
+@pytest.mark.parametrize("features", [None, 2])
+@pytest.mark.parametrize("hidden", [(7,), (40,), (9, 11)])
+@pytest.mark.parametrize("D", [1, 2, 5])
+def test_made_sees_the_dimensions_before_alone(D, hidden, features, rng):
+    made = nn.MADE(D, hidden, outputs=3, features=features, activation="tanh", rng=rng,
+                   dtype=np.float64)  # fmt: skip
+    for tensor in made.parameters():
+        tensor.data = rng.standard_normal(tensor.shape)
+    x = rng.normal(size=(1, D))
+    context = None if features is None else rng.normal(size=(1, features))
+    before = np.stack([out.data[0] for out in made(x, context)])
+    assert before.shape == (3, D)
+    for j in range(D):
+        moved = x.copy()
+        moved[0, j] += 1
+        changed = np.stack([out.data[0] for out in made(moved, context)]) != before
+        assert not changed[:, : j + 1].any()
+        assert changed[:, j + 1 :].all()  # with enough units all that may depend on x_j does
+    if features:
+        changed = np.stack([out.data[0] for out in made(x, context + 1)]) != before
+        assert changed.all()
+
+
+def test_made_starts_at_zero_and_names_what_it_misses(rng):
+    made = nn.MADE(3, features=2, rng=rng)
+    for out in made(np.ones((4, 3), np.float32), np.ones((4, 2), np.float32)):
+        np.testing.assert_array_equal(out.data, np.zeros((4, 3)))
+    with pytest.raises(ValueError, match="needs a context"):
+        made(np.ones((4, 3)))
+    with pytest.raises(ValueError, match="hidden must name the size of one layer at least"):
+        nn.MADE(3, ())
+    with pytest.raises(ValueError, match="inputs must be a whole number >= 1, got 0"):
+        nn.MADE(0)

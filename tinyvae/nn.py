@@ -8,6 +8,7 @@ maps a tensor to a tensor may stand in a Sequential, `ops.relu` for example.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, TypeVar
@@ -228,6 +229,80 @@ class Linear(Module):
     def __call__(self, x: Any, activation: str = "identity") -> Tensor:
         """(..., I) -> (..., O)."""
         return ops.linear(x, self.weight, self.bias, activation=activation)
+
+
+class MaskedLinear(Linear):
+    """y = x (W * mask) + b: output o does not see input i where mask[i, o] is 0.
+
+    mask: (I, O) of 0 and 1; options: Linear's.
+    """
+
+    def __init__(self, mask: np.ndarray, *, dtype: Any = np.float32, **options: Any):
+        super().__init__(*mask.shape, dtype=dtype, **options)
+        self.mask = Tensor(np.ascontiguousarray(mask, dtype))
+
+    def __call__(self, x: Any, activation: str = "identity") -> Tensor:
+        """(..., I) -> (..., O)."""
+        return ops.linear(x, self.weight * self.mask, self.bias, activation=activation)
+
+
+class MADE(Module):
+    """An autoregressive network: what it says of x_d depends on x_1 .. x_{d-1} alone.
+
+    Every unit has a degree, inputs and outputs 1 .. D; a weight is kept where the degrees rise:
+    m(input) <= m(hidden) <= m(next hidden) < m(output)     Germain et al. 2015, section 4
+    Hidden degrees are dealt in turn, not drawn, so that no dimension goes short.
+
+    inputs: D; hidden: units of each hidden layer; outputs: K numbers for each dimension;
+    features: size of a context that all outputs may depend on (hidden units of degree 0 carry
+    it to the first).  The last layer starts at zero.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: tuple[int, ...] = (64,),
+        *,
+        outputs: int = 2,
+        features: int | None = None,
+        activation: str = "relu",
+        rng: np.random.Generator | None = None,
+        dtype: Any = np.float32,
+    ):
+        _check_sizes(inputs=inputs, outputs=outputs)
+        if not hidden:
+            raise ValueError("hidden must name the size of one layer at least, got ()")
+        rng, lowest = rng or np.random.default_rng(), 0 if features else 1
+        degrees = [np.arange(inputs) + 1]
+        for size in hidden:
+            degrees.append(lowest + np.arange(size) % max(1, inputs - lowest))
+        self.layers = [
+            MaskedLinear(below[:, None] <= above, rng=rng, dtype=dtype)
+            for below, above in itertools.pairwise(degrees)
+        ]
+        self.context = None
+        if features:
+            self.context = Linear(features, hidden[0], bias=False, rng=rng, dtype=dtype)
+        seen = degrees[-1][:, None] < np.tile(degrees[0], outputs)
+        self.last = MaskedLinear(seen, initialiser=zeros, rng=rng, dtype=dtype)
+        self.last.bias.data[:] = 0  # type: ignore[union-attr]
+        self.activation, self.outputs = ACTIVATIONS[activation], outputs
+
+    def __call__(self, x: Any, context: Any = None) -> list[Tensor]:
+        """x (N, D), context (N, features) -> K tensors (N, D).
+
+        Raises ValueError if it was made with features and there is no context.
+        """
+        first, *others = self.layers
+        h = first(x)
+        if self.context is not None:
+            if context is None:
+                raise ValueError("MADE was made with features: it needs a context")
+            h = h + self.context(context)
+        for layer in others:
+            h = layer(self.activation(h))
+        y, D = self.last(self.activation(h)), x.shape[-1]
+        return [y[:, k * D : (k + 1) * D] for k in range(self.outputs)]
 
 
 class Conv2d(Module):
