@@ -15,7 +15,8 @@ KERNELS = ROOT / "kernels" / "tinyvae_kernels"
 
 # Every module imports only from modules before it.  A new module is put in its place here.
 ORDER = [
-    "_text", "_sklearn", "devices", "sprites", "data", "checkpoint", "schedules",  # no tensors
+    "_text", "_sklearn", "devices", "sprites", "paddle", "data",  # no tensors up to schedules
+    "checkpoint", "schedules",
     "tensor", "ops", "checking", "optim", "nn", "parallel",
     "batches", "flows", "likelihoods", "estimators", "objectives", "models", "metrics",
     "recorded", "train",
