@@ -28,21 +28,21 @@ Variants = list[tuple[str, Callable]]  # a name, and a function that does a step
 # --------------------------------------------------------------------------- what each peer does
 def _tinyvae(cell: Cell, stack: contextlib.ExitStack, device: str) -> Variants:
     """The very step that tinyvae.train runs, on one batch again and again."""
-    from tinyvae import devices, likelihoods, optim, schedules, train
+    from tinyvae import devices, optim, schedules, train
     from tinyvae.models import vae
 
     x = cell.data() if cell.architecture == "conv" else cell.data().reshape(cell.batch, -1)
     network = vae.build(
-        cell.architecture, x.shape[1:], Z, hidden=(cell.hidden,), channels=CHANNELS, outputs=1,
+        cell.architecture, x.shape[1:], Z, hidden=(cell.hidden,), channels=CHANNELS,
         activation="relu", seed=0,
     ).to(device)  # fmt: skip
     x = devices.move(x, device)
     optimizer = optim.Adam(network.parameters(), 1e-3)
     settings = train.Settings(
-        latent_dim=Z, epochs=1, batch_size=cell.batch, learning_rate=schedules.Constant(1e-3),
+        epochs=1, batch_size=cell.batch, learning_rate=schedules.Constant(1e-3),
         kl_weight=schedules.Constant(1.0), seed=0,
     )  # fmt: skip
-    update = train.Step(network, likelihoods.Bernoulli(), optimizer, settings)
+    update = train.Step(network, optimizer, settings)
     stack.enter_context(update)
 
     def step() -> float:

@@ -48,7 +48,7 @@ def ours(cell: Cell, likelihood: likelihoods.Likelihood, dtype: type) -> tuple:
     eps = np.random.default_rng(2).standard_normal((cell.batch, Z)).astype(np.float32)
     network = vae.build(
         cell.architecture, x.shape[1:], Z, hidden=(cell.hidden,), channels=CHANNELS,
-        outputs=likelihood.outputs, activation="relu", seed=0,
+        likelihood=likelihood, activation="relu", seed=0,
     ).astype(dtype)  # fmt: skip
     x, eps = x.astype(dtype), eps.astype(dtype)
     loss = objectives.elbo(network, x, eps, likelihood=likelihood).loss

@@ -19,7 +19,7 @@ def grey(rng):
 
 
 def take(rows, index=slice(None), **options):
-    return rows.take(index, stream=Stream.BINARIZE, **options)
+    return rows.take(index, stream=Stream.BINARIZE, **options).x
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -58,7 +58,8 @@ def test_length_and_head(grey):
 
 def test_in_order_gives_every_row_once(grey):
     rows, starts, parts = Rows(grey, SHAPE), [], []
-    for start, x in rows.in_order(8):
+    for start, batch in rows.in_order(8):
+        x = batch.x
         starts.append(start)
         parts.append(x)
     assert starts == [0, 8, 16]
@@ -76,7 +77,7 @@ def test_dynamic_bits_differ_in_every_step_and_repeat_with_the_seed(grey):
     assert not np.array_equal(take(rows, step=2), first)
     other = Rows(grey, SHAPE, scale=255.0, binarize="dynamic", seed=5)
     assert not np.array_equal(take(other, step=1), first)
-    assert not np.array_equal(rows.take(slice(None), stream=Stream.STATIC, step=1), first)
+    assert not np.array_equal(rows.take(slice(None), stream=Stream.STATIC, step=1).x, first)
 
 
 def test_mean_of_the_bits_is_the_grey_value():
@@ -100,9 +101,9 @@ def test_bits_stay_bits():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_dynamic_bits_of_an_evaluation_do_not_depend_on_the_batch_size(grey, dtype):
     rows = Rows(grey, SHAPE, dtype=dtype, scale=255.0, binarize="dynamic", seed=4)
-    whole = np.concatenate([x for _, x in rows.in_order(100)])
+    whole = np.concatenate([batch.x for _, batch in rows.in_order(100)])
     for batch_size in (1, 7, 20):
-        parts = np.concatenate([x for _, x in rows.in_order(batch_size)])
+        parts = np.concatenate([batch.x for _, batch in rows.in_order(batch_size)])
         np.testing.assert_array_equal(parts, whole)
     assert not np.array_equal(whole, take(rows))
 
@@ -120,7 +121,7 @@ def test_static_bits_are_drawn_once(rng):
     np.testing.assert_array_equal(once.array, grey > u)
     other = Rows(grey, (4,), binarize="static", seed=5).binarized_once()
     assert not np.array_equal(once.array, other.array)
-    parts = [x for _, x in once.in_order(64)]
+    parts = [batch.x for _, batch in once.in_order(64)]
     np.testing.assert_array_equal(np.concatenate(parts), once.array)
 
 

@@ -15,7 +15,7 @@ from test_train import without_clock
 from tinyvae import Tensor, checking, checkpoint, devices, nn, ops, optim, parallel
 from tinyvae.batches import Rows
 from tinyvae.devices import _warn
-from tinyvae.models import vae as networks
+from tinyvae.models import networks, vae
 from tinyvae.ops.noise import Stream
 
 TINY = {
@@ -195,9 +195,9 @@ def test_a_large_batch_is_convolved_in_fewer_parts(gpu):
 
 
 # -------------------------------------------------------------------------------------- the network
-def build(architecture: str, dtype: Any = np.float32) -> networks.VAENetwork:
-    return networks.build(
-        architecture, (8, 8, 1), 3, hidden=(6,), channels=(2, 3), outputs=1, activation="gelu",
+def build(architecture: str, dtype: Any = np.float32) -> vae.VAENetwork:
+    return vae.build(
+        architecture, (8, 8, 1), 3, hidden=(6,), channels=(2, 3), activation="gelu",
         seed=0, dtype=dtype,
     )  # fmt: skip
 
@@ -285,8 +285,8 @@ def test_batches_are_the_same_bits(binarize, kind, gpu, rng):
         scale = 255.0 if kind == np.uint8 else 1.0
         rows = Rows(array, (2, 3), np.float32, scale, binarize, 5, device).binarized_once()
         assert rows.device == device
-        shuffled = rows.take(np.array([3, 1, 7]), stream=Stream.BINARIZE, step=2)
-        batches = [shuffled, *(x for _, x in rows.in_order(4))]
+        shuffled = rows.take(np.array([3, 1, 7]), stream=Stream.BINARIZE, step=2).x
+        batches = [shuffled, *(batch.x for _, batch in rows.in_order(4))]
         assert {devices.of(x) for x in batches} == {device}
         assert {x.dtype for x in batches} == {np.dtype(np.float32)}
         found.append([devices.to_host(x) for x in batches])

@@ -8,7 +8,7 @@ from scipy.stats import multivariate_normal, norm
 
 from tinyvae import metrics, ops
 from tinyvae.batches import Rows
-from tinyvae.likelihoods import Bernoulli, Gaussian
+from tinyvae.likelihoods import Gaussian
 from tinyvae.models import vae
 from tinyvae.ops import noise
 from tinyvae.ops.noise import Stream
@@ -24,7 +24,7 @@ def bits(rng):
 
 @pytest.fixture
 def network():
-    options = {"hidden": (5,), "channels": (), "outputs": 1, "activation": "tanh"}
+    options = {"hidden": (5,), "channels": (), "activation": "tanh"}
     return vae.build("mlp", (D,), Z, seed=1, dtype=np.float64, **options)
 
 
@@ -34,13 +34,14 @@ def noise_of_rows(n, *, seed, step=0):
 
 
 # ------------------------------------------------------------------------------------------ ELBO
-def test_elbo_rows_is_the_formula(network, bits):
+def test_terms_is_the_formula(network, bits):
     mu, logvar = network.encode(bits.array)
     z = mu + ops.exp(logvar / 2) * noise_of_rows(37, seed=5)
     logits = network.decode(z).data
     expected_nll = (np.logaddexp(0, logits) - logits * bits.array).sum(axis=1)
     expected_kl = 0.5 * (mu.data**2 + np.exp(logvar.data) - 1 - logvar.data).sum(axis=1)
-    nll, kl, found_mu, found_logvar = metrics.elbo_rows(network, bits, Bernoulli(), seed=5)
+    nll, kl, log, (found_mu, found_logvar) = metrics.terms(network, bits, seed=5)
+    assert log == {}
     np.testing.assert_allclose(nll, expected_nll, rtol=1e-11)
     np.testing.assert_allclose(kl, expected_kl, rtol=1e-11)
     np.testing.assert_allclose(found_mu, mu.data, rtol=1e-12)
@@ -50,15 +51,15 @@ def test_elbo_rows_is_the_formula(network, bits):
 @pytest.mark.parametrize("batch_size", [1, 5, 36, 37, 1000])
 def test_batch_size_makes_no_difference(network, bits, batch_size):
     """Noise belongs to the row, not to its place in a batch. (BLAS may round differently.)"""
-    likelihood = Bernoulli()
-    whole = metrics.elbo_rows(network, bits, likelihood, seed=5)
-    parts = metrics.elbo_rows(network, bits, likelihood, seed=5, batch_size=batch_size)
+    (*whole, _, codes) = metrics.terms(network, bits, seed=5)
+    (*parts, _, codes_of_parts) = metrics.terms(network, bits, seed=5, batch_size=batch_size)
+    whole, parts = [*whole, *codes], [*parts, *codes_of_parts]
     for one, other in zip(whole, parts, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-11)
     options = {"samples": 3, "seed": 5}
     np.testing.assert_allclose(
-        metrics.log_likelihood_rows(network, bits, likelihood, **options),
-        metrics.log_likelihood_rows(network, bits, likelihood, batch_size=batch_size, **options),
+        metrics.log_likelihood_rows(network, bits, **options),
+        metrics.log_likelihood_rows(network, bits, batch_size=batch_size, **options),
         rtol=1e-11,
     )
     for one, other in zip(
@@ -69,8 +70,8 @@ def test_batch_size_makes_no_difference(network, bits, batch_size):
 
 
 def test_evaluate_averages_over_rows(network, bits):
-    nll, kl, mu, logvar = metrics.elbo_rows(network, bits, Bernoulli(), seed=2)
-    found = metrics.evaluate(network, bits, Bernoulli(), seed=2)
+    nll, kl, _, (mu, logvar) = metrics.terms(network, bits, seed=2)
+    found = metrics.evaluate(network, bits, seed=2)
     np.testing.assert_allclose(found.nll, nll.mean(), rtol=1e-12)
     np.testing.assert_allclose(found.kl, kl.mean(), rtol=1e-12)
     np.testing.assert_allclose(found.elbo, -(nll + kl).mean(), rtol=1e-12)
@@ -82,31 +83,31 @@ def test_evaluate_averages_over_rows(network, bits):
     assert logged["test_elbo"] == found.elbo
     assert logged["test_kl_per_dimension"] == list(found.kl_per_dimension)
     with pytest.raises(ValueError, match="there are no rows to evaluate"):
-        metrics.evaluate(network, bits.head(0), Bernoulli())
+        metrics.evaluate(network, bits.head(0))
 
 
 def test_nothing_is_recorded(network, bits):
-    metrics.evaluate(network, bits, Bernoulli())
+    metrics.evaluate(network, bits)
     assert all(tensor.grad is None for tensor in network.parameters())
 
 
 # ------------------------------------------------------------------- importance-weighted bound
 def test_one_importance_sample_is_the_elbo_of_the_same_noise(network, bits):
-    """log p(x, z) - log q(z | x) at the very z that elbo_rows draws."""
+    """log p(x, z) - log q(z | x) at the very z that terms draws."""
     mu, logvar = (t.data for t in network.encode(bits.array))
     sigma = np.exp(logvar / 2)
     z = mu + sigma * noise_of_rows(37, seed=5)
     log_ratio = (norm.logpdf(z) - norm.logpdf(z, mu, sigma)).sum(axis=1)
-    nll, *_ = metrics.elbo_rows(network, bits, Bernoulli(), seed=5)
-    found = metrics.log_likelihood_rows(network, bits, Bernoulli(), samples=1, seed=5)
+    nll, *_ = metrics.terms(network, bits, seed=5)
+    found = metrics.log_likelihood_rows(network, bits, samples=1, seed=5)
     np.testing.assert_allclose(found, -nll + log_ratio, rtol=1e-11)
 
 
 def test_one_importance_sample_is_the_elbo_in_the_mean(network, bits):
     rows, many = bits.head(1), 20_000
     repeated = Rows(np.repeat(rows.array, many, axis=0), (D,), dtype=np.float64)
-    single = metrics.log_likelihood_rows(network, repeated, Bernoulli(), samples=1, batch_size=many)
-    nll, kl, *_ = metrics.elbo_rows(network, repeated, Bernoulli(), seed=1, batch_size=many)
+    single = metrics.log_likelihood_rows(network, repeated, samples=1, batch_size=many)
+    nll, kl, *_ = metrics.terms(network, repeated, seed=1, batch_size=many)
     bound = -(nll + kl)
     error = np.sqrt((single.var() + bound.var()) / many)
     assert abs(single.mean() - bound.mean()) < 4 * error
@@ -121,7 +122,7 @@ def test_several_samples_are_averaged_as_weights(network, bits):
         nll = ops.bernoulli_nll(network.decode(z), bits.array).data
         log_w.append(-nll + (norm.logpdf(z) - norm.logpdf(z, mu, sigma)).sum(axis=1))
     expected = np.log(np.mean(np.exp(log_w), axis=0))
-    found = metrics.log_likelihood_rows(network, bits, Bernoulli(), samples=4, seed=3)
+    found = metrics.log_likelihood_rows(network, bits, samples=4, seed=3)
     np.testing.assert_allclose(found, expected, rtol=1e-11)
 
 
@@ -138,7 +139,10 @@ def linear_gaussian(rng, *, posterior="exact"):
             mu, logvar = 0.8 * mu, logvar + 0.4
         return Tensor(mu), Tensor(logvar)
 
-    net = vae.VAENetwork(encoder, lambda z: Tensor(np.asarray(getattr(z, "data", z)) @ W.T + b))
+    net = vae.VAENetwork(
+        encoder, lambda z: Tensor(np.asarray(getattr(z, "data", z)) @ W.T + b), Z,
+        likelihood=Gaussian(variance=S2),
+    )  # fmt: skip
     x = rng.normal(size=(20, Z)) @ W.T + b + np.sqrt(S2) * rng.normal(size=(20, D))
     log_p = multivariate_normal(b, W @ W.T + S2 * np.eye(D)).logpdf(x)
     return net, Rows(x, (D,), dtype=np.float64), log_p
@@ -147,15 +151,15 @@ def linear_gaussian(rng, *, posterior="exact"):
 def test_with_the_exact_posterior_one_sample_gives_log_p(rng):
     """All weights are equal then: the estimate has no variance."""
     net, rows, log_p = linear_gaussian(rng)
-    found = metrics.log_likelihood_rows(net, rows, Gaussian(variance=S2), samples=1)
+    found = metrics.log_likelihood_rows(net, rows, samples=1)
     np.testing.assert_allclose(found, log_p, rtol=1e-10)
 
 
 def test_with_many_samples_the_bound_approaches_log_p(rng):
     net, rows, log_p = linear_gaussian(rng, posterior="wrong")
-    likelihood, gaps = Gaussian(variance=S2), []
+    gaps = []
     for samples in (1, 10, 100, 3000):
-        found = metrics.log_likelihood_rows(net, rows, likelihood, samples=samples, seed=1)
+        found = metrics.log_likelihood_rows(net, rows, samples=samples, seed=1)
         gaps.append(np.abs(found - log_p).mean())
     assert gaps[-1] < 0.02
     assert gaps == sorted(gaps, reverse=True)
@@ -167,26 +171,25 @@ def test_the_bound_does_not_fall_with_more_samples(rng):
     repeated = Rows(np.repeat(rows.array, 3000, axis=0), (D,), dtype=np.float64)
     bounds = []
     for samples in (1, 2, 4, 8):
-        found = metrics.log_likelihood_rows(
-            net, repeated, Gaussian(variance=S2), samples=samples, batch_size=100_000
-        )
+        found = metrics.log_likelihood_rows(net, repeated, samples=samples, batch_size=100_000)
         bounds.append(found.mean())
     assert bounds == sorted(bounds)
     assert bounds[-1] < log_p.mean()
-    nll, kl, *_ = metrics.elbo_rows(net, repeated, Gaussian(variance=S2), seed=0)
+    nll, kl, *_ = metrics.terms(net, repeated, seed=0)
     assert abs(bounds[0] + (nll + kl).mean()) < 0.02
 
 
 def test_weights_of_very_unlikely_rows_do_not_overflow(network):
     rows = Rows(np.full((3, D), 1e3), (D,), dtype=np.float64)
-    found = metrics.log_likelihood_rows(network, rows, Gaussian(variance=1e-3), samples=5)
+    network.likelihood = Gaussian(variance=1e-3)
+    found = metrics.log_likelihood_rows(network, rows, samples=5)
     assert np.isfinite(found).all()
     assert (found < -1e6).all()
 
 
 def test_samples_must_be_positive(network, bits):
     with pytest.raises(ValueError, match="samples must be >= 1, got 0"):
-        metrics.log_likelihood_rows(network, bits, Bernoulli(), samples=0)
+        metrics.log_likelihood_rows(network, bits, samples=0)
 
 
 # ----------------------------------------------------------------------------- use of the latents

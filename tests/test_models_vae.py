@@ -9,23 +9,25 @@ import numpy as np
 import pytest
 
 from tinyvae import Tensor, gradcheck, nn, ops
-from tinyvae.models import vae
+from tinyvae.likelihoods import Bernoulli, Gaussian
+from tinyvae.models import networks, vae
 
-COMMON = {"hidden": (7,), "channels": (3, 4), "outputs": 1, "activation": "relu", "seed": 0}
+COMMON = {"hidden": (7,), "channels": (3, 4), "activation": "relu", "seed": 0}
 
 
 def build(architecture, shape, latent_dim=2, **options):
     return vae.build(architecture, shape, latent_dim, **COMMON | options)
 
 
+LIKELIHOODS = {1: Bernoulli(), 2: Gaussian("learned")}  # by parameters per value
 IMAGES = [(28, 28, 1), (30, 30, 3), (8, 8, 1), (33, 20, 2), (105, 105, 1), (4, 4, 1), (5, 7, 1)]
 
 
 @pytest.mark.parametrize("outputs", [1, 2])
-@pytest.mark.parametrize("architecture", vae.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", networks.ARCHITECTURES)
 @pytest.mark.parametrize("shape", IMAGES, ids=str)
 def test_shapes_there_and_back(architecture, shape, outputs, rng):
-    net = build(architecture, shape, outputs=outputs)
+    net = build(architecture, shape, likelihood=LIKELIHOODS[outputs])
     x = rng.random((3, *shape), np.float32)
     mu, logvar = net.encode(x)
     assert mu.shape == logvar.shape == (3, 2)
@@ -40,7 +42,7 @@ def test_shapes_there_and_back(architecture, shape, outputs, rng):
 
 @pytest.mark.parametrize("shape", [(64,), (6, 5), (2, 3, 4, 1)])
 def test_mlp_takes_rows_of_any_shape(shape, rng):
-    net = build("mlp", shape, outputs=2)
+    net = build("mlp", shape, likelihood=LIKELIHOODS[2])
     mu, _ = net.encode(rng.random((3, *shape), np.float32))
     assert net.decode(mu).shape == (3, *shape[:-1], 2 * shape[-1])
 
@@ -74,7 +76,7 @@ def test_parameters_have_names():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("architecture", vae.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", networks.ARCHITECTURES)
 def test_the_output_is_raw(architecture, rng):
     """No activation after the last layer: parameters of p(x | z) of either sign."""
     net, z = build(architecture, (8, 8, 1)), rng.normal(size=(50, 2)).astype(np.float32)
@@ -85,7 +87,7 @@ def test_the_output_is_raw(architecture, rng):
         np.testing.assert_array_equal(np.sign(net.decode(z).data), np.sign(shift))
 
 
-@pytest.mark.parametrize("architecture", vae.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", networks.ARCHITECTURES)
 def test_seed_decides_the_weights(architecture):
     one, same, other = (build(architecture, (8, 8, 1), seed=seed) for seed in (1, 1, 2))
     for name, array in one.state_dict().items():
@@ -93,7 +95,7 @@ def test_seed_decides_the_weights(architecture):
         assert not np.array_equal(array, other.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("architecture", vae.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", networks.ARCHITECTURES)
 def test_training_starts_near_zero(architecture, rng):
     """Neither the KL nor the logits explode at the first step of training."""
     net = build(architecture, (28, 28, 1), latent_dim=20, hidden=(50,))
@@ -111,7 +113,7 @@ def test_every_activation(name, rng):
 
 def test_an_activation_of_ones_own():
     net = build("mlp", (4,), activation=lambda x: x * x, dtype=np.float64)
-    first, second = (layer for layer in net.decoder.layers[:3] if isinstance(layer, vae.Linear))
+    first, second = (layer for layer in net.decoder.layers[:3] if isinstance(layer, nn.Linear))
     z = np.ones((1, 2))
     inner = (z @ first.weight.data + first.bias.data) ** 2
     expected = inner @ second.weight.data + second.bias.data
@@ -126,7 +128,7 @@ def test_dtype_is_that_of_all_parameters():
 
 def test_networks_of_ones_own_fit_in():
     weight = Tensor(np.ones((4, 2)), True)
-    net = vae.VAENetwork(lambda x: (x @ weight, x @ weight), lambda z: z @ weight.data.T)
+    net = vae.VAENetwork(lambda x: (x @ weight, x @ weight), lambda z: z @ weight.data.T, 2)
     mu, logvar = net.encode(np.ones((3, 4)))
     assert net.decode(mu).shape == (3, 4)
     assert logvar.shape == (3, 2)

@@ -16,7 +16,7 @@ LIKELIHOODS = [Bernoulli(), Gaussian(variance=0.5), Gaussian("learned")]
 def network(likelihood, shape=(5,), architecture="mlp", **options):
     options = {"hidden": (4,), "channels": (2,), "activation": "tanh"} | options
     return vae.build(
-        architecture, shape, 2, outputs=likelihood.outputs, seed=0, dtype=np.float64, **options
+        architecture, shape, 2, likelihood=likelihood, seed=0, dtype=np.float64, **options
     )
 
 

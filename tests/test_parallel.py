@@ -5,7 +5,7 @@ import pytest
 
 import tinyvae as tv
 from tinyvae import nn, ops, parallel
-from tinyvae.models import vae as networks
+from tinyvae.models import networks, vae
 from tinyvae.parallel import Shards, shard_count
 from tinyvae_kernels import _threads, backend
 
@@ -14,8 +14,8 @@ B, D, Z = 13, 6, 2
 
 @pytest.fixture
 def network():
-    return networks.build(
-        "mlp", (D,), Z, hidden=(5,), channels=(), outputs=1, activation="tanh", seed=0,
+    return vae.build(
+        "mlp", (D,), Z, hidden=(5,), channels=(), activation="tanh", seed=0,
         dtype=np.float64,
     )  # fmt: skip
 

@@ -14,16 +14,16 @@ from tinyvae.models import vae
 SHAPES = {"mlp": (12,), "conv": (8, 8, 1)}
 
 
-def network_of(architecture: str, activation="relu", dtype=np.float32):
+def network_of(architecture: str, activation="relu", dtype=np.float32, **parts):
     return vae.build(
-        architecture, SHAPES[architecture], 3, hidden=(9,), channels=(4, 5), outputs=1,
-        activation=activation, seed=0, dtype=dtype,
+        architecture, SHAPES[architecture], 3, hidden=(9,), channels=(4, 5),
+        activation=activation, seed=0, dtype=dtype, **parts,
     )  # fmt: skip
 
 
 def settings_of(**changes):
     options = {
-        "latent_dim": 3, "epochs": 1, "batch_size": 8, "seed": 3,
+        "epochs": 1, "batch_size": 8, "seed": 3,
         "learning_rate": schedules.parse("cosine:0.01:0.001:1"),
         "kl_weight": schedules.parse("linear:0:1:1"),
     }  # fmt: skip
@@ -36,7 +36,7 @@ def trained(network, steps=8, batches=(8,), recorded=True, **changes):
     rng = np.random.default_rng(5)
     shape = SHAPES["conv"] if hasattr(network.encoder.body.layers[0], "weight") else SHAPES["mlp"]
     dtype = network.parameters()[0].dtype
-    with train.Step(network, likelihoods.Bernoulli(), optimizer, settings_of(**changes)) as step:
+    with train.Step(network, optimizer, settings_of(**changes)) as step:
         if not recorded:
             step._recording = lambda x: None
         for i in range(steps):
@@ -61,10 +61,9 @@ def test_the_bits_are_those_of_the_usual_step(architecture, dtype, shards, monke
 
 @pytest.mark.parametrize("activation", nn.ACTIVATIONS)
 def test_every_activation_can_be_recorded(activation):
-    found, states = trained(network_of("mlp", activation), clip_norm=0.5, free_bits=0.1)
-    expected, _ = trained(
-        network_of("mlp", activation), recorded=False, clip_norm=0.5, free_bits=0.1
-    )
+    found, states = trained(network_of("mlp", activation, free_bits=0.1), clip_norm=0.5)
+    network = network_of("mlp", activation, free_bits=0.1)
+    expected, _ = trained(network, recorded=False, clip_norm=0.5)
     assert states == ["ready"]
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -136,10 +135,9 @@ class Doubled(likelihoods.Bernoulli):
         return super().loss(*arrays, beta=2 * beta, **weights)
 
 
-def test_a_likelihood_that_computes_with_the_weight_runs_as_usual(monkeypatch):
-    monkeypatch.setattr(likelihoods, "Bernoulli", Doubled)
-    found, states = trained(network_of("mlp"))
-    expected, _ = trained(network_of("mlp"), recorded=False)
+def test_a_likelihood_that_computes_with_the_weight_runs_as_usual():
+    found, states = trained(network_of("mlp", likelihood=Doubled()))
+    expected, _ = trained(network_of("mlp", likelihood=Doubled()), recorded=False)
     assert states == ["refused"]
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -158,7 +156,7 @@ def test_new_arrays_for_the_parameters_end_a_recording():
     network = network_of("mlp")
     optimizer = optim.Adam(network.parameters(), 1e-2)
     x = np.ones((8, 12), np.float32)
-    with train.Step(network, likelihoods.Bernoulli(), optimizer, settings_of()) as step:
+    with train.Step(network, optimizer, settings_of()) as step:
         for _ in range(4):
             step(x)
         network.load_state_dict({k: np.zeros_like(v) for k, v in network.state_dict().items()})
@@ -170,9 +168,7 @@ def test_a_recording_keeps_nothing_of_the_callers(rng):
     """The batch may be changed, and what a step returned stays."""
     network = network_of("mlp")
     x = (rng.random((8, 12)) < 0.4).astype(np.float32)
-    with train.Step(
-        network, likelihoods.Bernoulli(), optim.Adam(network.parameters()), settings_of()
-    ) as step:
+    with train.Step(network, optim.Adam(network.parameters()), settings_of()) as step:
         for _ in range(4):
             nll, kl, _ = step(x)
         kept = nll.copy(), kl.copy()
@@ -185,9 +181,7 @@ def test_a_ready_step_calls_no_op(monkeypatch):
     """Neither the tape nor what it adds up: only the programs run."""
     network = network_of("mlp")
     x = np.ones((8, 12), np.float32)
-    with train.Step(
-        network, likelihoods.Bernoulli(), optim.Adam(network.parameters()), settings_of()
-    ) as step:
+    with train.Step(network, optim.Adam(network.parameters()), settings_of()) as step:
         for _ in range(4):
             step(x)
         made = []

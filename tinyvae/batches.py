@@ -24,6 +24,26 @@ from .ops.noise import Stream
 BINARIZE = ("dynamic", "static")
 
 
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B rows of data as a model sees them, and what comes with them.
+
+    x: (B, ...).  y: None, labels (B,) of whole numbers, or a condition (B, C).  mask: None, or like
+    x (or its first axes): 1 where x is observed, 0 where it is missing.
+    batch[part] are the rows of a slice.
+    """
+
+    x: Any
+    y: Any = None
+    mask: Any = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, part: Any) -> Batch:
+        return Batch(*(None if a is None else a[part] for a in (self.x, self.y, self.mask)))
+
+
 @dataclass(frozen=True)
 class Rows:
     """N rows of data and how to read them.
@@ -32,6 +52,7 @@ class Rows:
     shape: of a row as the network sees it.  dtype: of the batches.
     binarize: None, "dynamic" or "static".  seed: of the bits.
     device: where the batches are made, "cpu" or "cuda"; the rows themselves stay on the CPU.
+    y: None, or the labels (N,) or conditions (N, C).  mask: None, or what of `array` is observed.
     """
 
     array: np.ndarray
@@ -41,6 +62,8 @@ class Rows:
     binarize: str | None = None
     seed: int = 0
     device: str = "cpu"
+    y: np.ndarray | None = None
+    mask: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.binarize is not None and self.binarize not in BINARIZE:
@@ -51,10 +74,21 @@ class Rows:
 
     def head(self, n: int) -> Rows:
         """The first n rows."""
-        return replace(self, array=self.array[:n])
+        y, mask = (None if a is None else a[:n] for a in (self.y, self.mask))
+        return replace(self, array=self.array[:n], y=y, mask=mask)
 
-    def take(self, index: Any, *, stream: Stream, step: int = 0, offset: int = 0) -> Any:
-        """The rows of an index, (B, *shape); dynamic bits come from (stream, step, offset)."""
+    def take(self, index: Any, *, stream: Stream, step: int = 0, offset: int = 0) -> Batch:
+        """The rows of an index; dynamic bits come from (stream, step, offset)."""
+        x = self._take(index, stream=stream, step=step, offset=offset)
+        y, mask = (
+            None if a is None else devices.move(a[index], self.device) for a in (self.y, self.mask)
+        )
+        if mask is not None:
+            mask = mask.astype(self.dtype, copy=False).reshape(len(x), *self.shape)
+        return Batch(x, y, mask)
+
+    def _take(self, index: Any, *, stream: Stream, step: int = 0, offset: int = 0) -> Any:
+        """x of the rows of an index, (B, *shape)."""
         if self.binarize == "static":
             raise ValueError("static bits are drawn for all rows at once: use binarized_once()")
         x = self.array[index]
@@ -71,7 +105,7 @@ class Rows:
             x = (x > u).astype(self.dtype)
         return x.reshape(len(x), *self.shape)
 
-    def in_order(self, batch_size: int) -> Iterator[tuple[int, Any]]:
+    def in_order(self, batch_size: int) -> Iterator[tuple[int, Batch]]:
         """Pairs of first row and batch, from first to last: for evaluation.
 
         Dynamic bits are drawn by row number, always the same ones for the same seed.
@@ -88,7 +122,7 @@ class Rows:
         bits = np.empty((len(self), *self.shape), np.uint8)
         size, grey = math.prod(self.shape), replace(self, binarize=None, device="cpu")
         for start in range(0, len(self), 1024):
-            x = grey.take(slice(start, start + 1024), stream=Stream.STATIC)
+            x = grey._take(slice(start, start + 1024), stream=Stream.STATIC)
             u = noise.uniform(
                 x.shape, seed=self.seed, stream=Stream.STATIC, offset=start * size, dtype=x.dtype
             )

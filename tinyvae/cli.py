@@ -26,7 +26,7 @@ except ModuleNotFoundError:
     print('the command line needs: pip install "tinyvae[cli]"', file=sys.stderr)
     raise SystemExit(2) from None
 
-from . import __version__, checking, console, plots, runs
+from . import __version__, checking, console, models, plots, priors, runs
 from ._text import unknown
 from .checkpoint import replacing
 from .console import say
@@ -136,7 +136,14 @@ Binarize = Annotated[str | None, _option(
 ImageShape = Annotated[str | None, _option("Read flat rows as images.", unit="H,W,C", **_of)]
 
 _of = {"panel": "Model"}
-Model = Annotated[str | None, _option("What to train.", unit="vae", default="vae", **_of)]
+Model = Annotated[str | None, _option(
+    f"What to train: {', '.join(models.KINDS)}; options after a colon.", unit="NAME",
+    default="vae", **_of)]
+Prior = Annotated[str | None, _option(
+    f"p(z): {', '.join(priors.KINDS)}; options after a colon.", unit="NAME", default="standard",
+    **_of)]
+Flow = Annotated[str | None, _option(
+    "Of the posterior: planar:8, iaf:4, ..", unit="NAME", default="none", **_of)]
 LatentDim = Annotated[int | None, _option(
     "Latent dimensions.", unit="N", default="20; digits 10", **_of)]
 Architecture = Annotated[str | None, _option(
@@ -239,6 +246,8 @@ def train(
     binarize: Binarize = None,
     image_shape: ImageShape = None,
     model: Model = None,
+    prior: Prior = None,
+    flow: Flow = None,
     latent_dim: LatentDim = None,
     architecture: Architecture = None,
     hidden: Hidden = None,
@@ -292,7 +301,10 @@ def _train(where: runs.RunFolder, config: runs.Config, *, choose_bits: bool) -> 
     with contextlib.closing(log), writing(where.checkpoint):
         vae.fit(
             dataset.train,
-            validation=dataset.validation if len(dataset.validation) else None,
+            dataset.train_labels,
+            validation=(dataset.validation, dataset.validation_labels)
+            if len(dataset.validation)
+            else None,
             callbacks=[log],
             checkpoint=where.checkpoint,
             resume=where.resume and where.checkpoint.exists(),

@@ -16,15 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from . import devices, likelihoods, metrics, ops, saved, schedules
+from . import devices, flows, likelihoods, metrics, models, ops, priors, saved, schedules, spelling
 from ._sklearn import NotFittedError, Parameters
 from ._text import unknown
 from .batches import BINARIZE, Rows
 from .data import as_rows, check_finite
-from .models import vae as networks
-from .models.vae import VAENetwork
+from .models import Parts, Spec, networks
 from .ops import noise
-from .ops.noise import Stream
+from .ops.noise import Draw, Stream
 from .optim import Adam
 from .tensor import no_grad
 from .train import Callback, Progress, Run, Settings
@@ -34,8 +33,11 @@ BATCH = 512  # rows at a time outside of training
 
 
 class VAE(Parameters):
-    """A variational autoencoder (Kingma and Welling 2014).
+    """A variational autoencoder (Kingma and Welling 2014), and all its family.
 
+    model: which of them, "vae" or one of tinyvae.models.KINDS, with options: "iwae:50".
+    prior: p(z), one of tinyvae.priors.KINDS.  flow: None, or one of tinyvae.flows.KINDS, that the
+    posterior's sample passes through.
     latent_dim: Z.  architecture: "mlp" (layers of `hidden` units) or "conv" (4x4 convolutions of
     stride 2 with `channels` filters, then `hidden`).  encoder, decoder: your own modules instead,
     x (B, ...) -> (mu, logvar) and z (B, Z) -> raw parameters; they are copied at fit.
@@ -50,7 +52,8 @@ class VAE(Parameters):
     random_state: None, an int or a NumPy generator.  dtype: "float32" or "float64".
     device: "cpu", "cuda" (CuPy's arrays, on a GPU), or "auto": cuda if it can be used, else cpu.
 
-    Learned: network_, likelihood_, history_ (a dict an epoch), seed_, n_features_in_,
+    Learned: network_, likelihood_, history_ (a dict an epoch), seed_, n_features_in_, classes_ (the
+    labels, sorted, if the model uses any),
     data_shape_ (of a row as the network sees it), row_shape_ (as it was given), scale_ (uint8
     pixels are divided by it: 255, or 1 if they are 0 and 1), device_ (cpu or cuda: the network
     lies there, all that is given and returned on the CPU), optimizer_, progress_.
@@ -60,6 +63,9 @@ class VAE(Parameters):
         self,
         latent_dim: int = 20,
         *,
+        model: Any = "vae",
+        prior: Any = "standard",
+        flow: Any = None,
         hidden: Sequence[int] = (400,),
         architecture: str = "mlp",
         channels: Sequence[int] = (32, 64),
@@ -84,6 +90,9 @@ class VAE(Parameters):
         dtype: str = "float32",
     ):
         self.latent_dim = latent_dim
+        self.model = model
+        self.prior = prior
+        self.flow = flow
         self.hidden = hidden
         self.architecture = architecture
         self.channels = channels
@@ -139,8 +148,26 @@ class VAE(Parameters):
         if not learning_rate(0.0) > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate!r}")
         schedules.parse(self.kl_schedule)
-        likelihoods.resolve(self.likelihood, self.variance)
         networks.check_names(self.architecture, self.activation)
+        prior, flow = self._specs()
+        self._kind().check(
+            prior=prior, flow=flow, free_bits=self.free_bits, own=self._own(),
+            likelihood=likelihoods.resolve(self.likelihood, self.variance),
+        )  # fmt: skip
+
+    def _kind(self) -> Spec:
+        return spelling.parse(self.model, models.KINDS, "model")
+
+    def _specs(self) -> tuple[Any, Any]:
+        """What was asked for as prior and as flow."""
+        flow = None if self.flow is None else spelling.parse(self.flow, flows.KINDS, "flow")
+        return spelling.parse(self.prior, priors.KINDS, "prior"), flow
+
+    def _own(self) -> tuple[Callable, Callable] | None:
+        """The user's own networks."""
+        if self.encoder is None or self.decoder is None:
+            return None
+        return self.encoder, self.decoder
 
     # ------------------------------------------------------------------------------------ fitting
     def fit(
@@ -155,8 +182,10 @@ class VAE(Parameters):
     ) -> VAE:
         """Train a new network on X.
 
-        X: (N, D), (N, H, W) or (N, H, W, C); floats, or uint8 pixels.  y: ignored.
-        validation: None, rows like X, or a fraction of X in (0, 1) to set aside at random.
+        X: (N, D), (N, H, W) or (N, H, W, C); floats, or uint8 pixels.
+        y: labels (N,) or conditions (N, C) floats, for a model that uses them; else ignored.
+        validation: None, rows like X, the pair (X, y), or a fraction of X in (0, 1) to set aside at
+        random.
         callbacks: tinyvae.train.Callback objects.
         checkpoint: a file to write after every epoch; with `resume` training continues from it,
         to the same bits as if it had never stopped.  Ctrl-C saves, then raises Interrupted.
@@ -165,15 +194,15 @@ class VAE(Parameters):
         if device="cuda" cannot be used.
         """
         self._validate()
-        X, held_out = self._split(X, validation)
+        (X, y), (held_X, held_y) = self._split(X, self._used(y), validation)
         if resume:
             if checkpoint is None:
                 raise ValueError("resume=True needs the checkpoint to continue from")
             saved.resume(checkpoint, self, X)
         else:
-            self._start(X)
-        rows = self._checked_rows(X, "X")
-        held = None if held_out is None else self._checked_rows(held_out, "validation")
+            self._start(X, y)
+        rows = self._checked_rows(X, "X", y)
+        held = None if held_X is None else self._checked_rows(held_X, "validation", held_y)
         if self.patience is not None and held is None:
             raise ValueError("patience needs validation data: give fit(validation=...)")
         run = self._run(rows, held, callbacks)
@@ -188,20 +217,34 @@ class VAE(Parameters):
         """One pass over X, continuing from where the model stands; a new model starts."""
         self._validate()
         X = as_rows(np.asarray(X))
+        y = self._used(y)
         if not hasattr(self, "network_"):
-            self._start(X)
+            self._start(X, y)
         self.progress_.stopped = False  # what ended an earlier fit does not end this pass
-        self._run(self._checked_rows(X, "X"), None, (), self.progress_.epoch + 1).train()
+        self._run(self._checked_rows(X, "X", y), None, (), self.progress_.epoch + 1).train()
         return self
 
     def fit_transform(self, X: Any, y: Any = None, **options: Any) -> np.ndarray:
-        """fit(X), then transform(X)."""
-        return self.fit(X, y, **options).transform(X)
+        """fit(X, y), then transform(X)."""
+        return self.fit(X, y, **options).transform(X, y)
 
-    def _split(self, X: Any, validation: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    def _used(self, y: Any) -> Any:
+        """y, if the model uses labels; ValueError if it cannot do without."""
+        kind = self._kind()
+        if kind.labels == "ignored":
+            return None
+        if y is None and kind.labels == "needed":
+            raise ValueError(f"model={kind.name!r} needs labels: give y")
+        return None if y is None else np.asarray(y)
+
+    def _split(self, X: Any, y: Any, validation: Any) -> tuple[tuple, tuple]:
+        """X and y to train on, and to validate with; None for what there is none of."""
         X = np.asarray(X)
+        if isinstance(validation, tuple) and len(validation) == 2:
+            return (X, y), (np.asarray(validation[0]), self._used(validation[1]))
         if not isinstance(validation, (float, int)):
-            return X, None if validation is None else np.asarray(validation)
+            held_X = None if validation is None else np.asarray(validation)
+            return (X, y), (held_X, None if held_X is None else self._used(None))
         if not 0 < validation < 1:
             raise ValueError(f"validation must be rows, or a fraction in (0, 1), got {validation}")
         if not isinstance(self.random_state, (int, np.integer, type(None))):
@@ -210,10 +253,12 @@ class VAE(Parameters):
         held = max(1, round(validation * len(X)))
         if held >= len(X):
             raise ValueError(f"validation={validation} leaves nothing of {len(X)} rows to train on")
-        return X[np.sort(order[held:])], X[np.sort(order[:held])]
+        train, out = np.sort(order[held:]), np.sort(order[:held])
+        parts = [(X[part], None if y is None else y[part]) for part in (train, out)]
+        return parts[0], parts[1]
 
-    def _start(self, X: np.ndarray) -> None:
-        """Everything that the data and the seed decide: shapes, network, optimizer."""
+    def _start(self, X: np.ndarray, y: Any = None) -> None:
+        """Everything that the data and the seed decide: shapes, labels, network, optimizer."""
         rows = as_rows(X)
         if self.image_shape is not None and math.prod(self.image_shape) != rows[0].size:
             raise ValueError(f"image_shape {self.image_shape} needs {math.prod(self.image_shape)} "
@@ -223,6 +268,7 @@ class VAE(Parameters):
         self.data_shape_ = tuple(self.image_shape or rows.shape[1:])
         self.n_features_in_ = rows[0].size
         self.scale_ = 255.0 if rows.dtype == np.uint8 and rows.max(initial=0) > 1 else 1.0
+        self.classes_ = _classes(y)
         self._build()
         self._best_state: dict[str, Any] | None = None
         self.progress_ = Progress()
@@ -232,17 +278,18 @@ class VAE(Parameters):
         """Network and optimizer for the shapes and the seed at hand, on the device."""
         self.device_ = devices.resolve(self.device)
         self.likelihood_ = likelihoods.resolve(self.likelihood, self.variance)
-        if self.encoder is not None and self.decoder is not None:
-            own = VAENetwork(copy.deepcopy(self.encoder), copy.deepcopy(self.decoder))
-            self.network_ = own.astype(DTYPES[self.dtype]).to(self.device_)
+        prior, flow = self._specs()
+        own, dtype = self._own(), DTYPES[self.dtype]
+        parts = Parts(
+            self.data_shape_, int(self.latent_dim), self.likelihood_, self.architecture,
+            tuple(self.hidden), tuple(self.channels), self.activation, prior, flow, self.free_bits,
+            classes=0 if self.classes_ is None else len(self.classes_),
+            own=None if own is None else copy.deepcopy(own),
+            rng=np.random.default_rng(self.seed_), dtype=dtype,
+        )  # fmt: skip
+        self.network_ = self._kind().build(parts).astype(dtype).to(self.device_)
+        if own is not None:
             self._check_own_network()
-        else:
-            self.network_ = networks.build(
-                self.architecture, self.data_shape_, int(self.latent_dim),
-                hidden=tuple(self.hidden), channels=tuple(self.channels),
-                outputs=self.likelihood_.outputs,
-                activation=self.activation, seed=self.seed_, dtype=DTYPES[self.dtype],
-            ).to(self.device_)  # fmt: skip
         self.optimizer_ = Adam(self.network_.parameters(), weight_decay=self.weight_decay)
 
     def _check_own_network(self) -> None:
@@ -274,24 +321,22 @@ class VAE(Parameters):
     ) -> Run:
         schedule = schedules.parse(self.kl_schedule)
         settings = Settings(
-            latent_dim=int(self.latent_dim),
             epochs=epochs or int(self.epochs),
             batch_size=int(self.batch_size),
             learning_rate=schedules.parse(self.learning_rate),
             kl_weight=lambda epoch: self.beta * schedule(epoch),
             seed=self.seed_,
-            free_bits=self.free_bits,
             clip_norm=self.clip_norm,
             patience=self.patience,
         )
         return Run(
-            self.network_, self.likelihood_, rows, validation, self.optimizer_, settings,
+            self.network_, rows, validation, self.optimizer_, settings,
             self.progress_, callbacks, best_state=self._best_state,
         )  # fmt: skip
 
     # --------------------------------------------------------------------------------------- data
-    def _rows(self, X: Any, name: str = "X") -> Rows:
-        """X as the network sees it; ValueError if its rows have another size than those of fit."""
+    def _rows(self, X: Any, name: str = "X", y: Any = None) -> Rows:
+        """X and y as the network sees them; ValueError if the rows have another size than fit's."""
         self._check_fitted()
         array = as_rows(np.asarray(X), name)
         if array[0].size != self.n_features_in_:
@@ -301,14 +346,39 @@ class VAE(Parameters):
             )
         scale = self.scale_ if array.dtype == np.uint8 else 1.0
         dtype = DTYPES[self.dtype]
-        return Rows(array, self.data_shape_, dtype, scale, self.binarize, self.seed_, self.device_)
+        return Rows(
+            array, self.data_shape_, dtype, scale, self.binarize, self.seed_, self.device_,
+            self._labels(y, len(array)),
+        )  # fmt: skip
 
-    def _checked_rows(self, X: Any, name: str, *, bits: bool = True) -> Rows:
+    def _labels(self, y: Any, n: int) -> np.ndarray | None:
+        """Labels of n rows as the network sees them: numbers of classes, -1 for an unknown one.
+
+        y: one for each row, or one for all of them.
+        Raises ValueError for labels that fit had not seen, and if a model that needs them has none.
+        """
+        y = self._used(y)
+        if y is None:
+            return None
+        if y.ndim == 0:
+            y = np.repeat(y, n)
+        if len(y) != n:
+            raise ValueError(f"y has {len(y)} labels for {n} rows")
+        if self.classes_ is None:  # a condition, as it is
+            return y.astype(DTYPES[self.dtype])
+        unknown_label = (y.dtype.kind in "iu") & (y == -1) if y.dtype.kind != "O" else y == -1
+        codes = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
+        if wrong := (~unknown_label & (self.classes_[codes] != y)).nonzero()[0].tolist():
+            raise ValueError(f"y has the label {y[wrong[0]]!r} in row {wrong[0]}: fit saw "
+                             f"{', '.join(map(str, self.classes_))}")  # fmt: skip
+        return np.where(unknown_label, -1, codes)
+
+    def _checked_rows(self, X: Any, name: str, y: Any = None, *, bits: bool = True) -> Rows:
         """X, every value checked: finite, and of the kind that the likelihood is for.
 
         bits: binarize if the model does.
         """
-        rows = self._rows(X, name)
+        rows = self._rows(X, name, y)
         check_finite(rows.array, name)
         if self.binarize is None:
             self.likelihood_.check(rows.array, name, rows.scale)
@@ -321,12 +391,13 @@ class VAE(Parameters):
         return x.reshape(len(x), *self.row_shape_)
 
     # -------------------------------------------------------------------- the words of VAE users
-    def encode(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, X: Any, y: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Mean and log-variance of q(z | x) of each row, each (N, Z).
 
+        y: the rows' labels, here and below, for a model that needs them.
         Grey values are taken as they are, not binarized: a row's code depends on that row alone.
         """
-        rows = self._checked_rows(X, "X", bits=False)
+        rows = self._checked_rows(X, "X", y, bits=False)
         return metrics.encode(self.network_, rows, batch_size=BATCH)
 
     def reparameterize(self, mu: Any, logvar: Any, random_state: Any = None) -> np.ndarray:
@@ -336,38 +407,64 @@ class VAE(Parameters):
         eps = noise.normal(mu.shape, seed=seed, stream=Stream.POSTERIOR, dtype=mu.dtype)
         return ops.reparameterize(mu, logvar, eps).data
 
-    def decode(self, z: Any) -> np.ndarray:
+    def decode(self, z: Any, y: Any = None) -> np.ndarray:
         """Mean of p(x | z), (N, ...) in the shape in which fit got its rows.  z: (N, Z)."""
-        outputs = self._outputs(z)
+        return self._mean(self._outputs(z, y))
+
+    def _mean(self, outputs: np.ndarray) -> np.ndarray:
         return self._as_given(self.likelihood_.mean(outputs))
 
-    def _outputs(self, z: Any) -> np.ndarray:
+    def _outputs(self, z: Any, y: Any = None) -> np.ndarray:
         """Raw parameters of p(x | z), in batches, on the CPU."""
         self._check_fitted()
         z = np.asarray(z, DTYPES[self.dtype])
         if z.ndim != 2 or z.shape[1] != self.latent_dim:
             raise ValueError(f"z must be (N, {self.latent_dim}), got shape {z.shape}")
-        if len(z) == 0:
-            return np.empty((0, *self.data_shape_), z.dtype)
-        batches = (devices.move(z[i : i + BATCH], self.device_) for i in range(0, len(z), BATCH))
+        labels = self._labels(y, len(z))
+        return self._in_batches(
+            len(z),
+            lambda part: self.network_.decode(self._there(z[part]), self._there(labels, part)).data,
+        )
+
+    def _there(self, array: np.ndarray | None, part: slice = slice(None)) -> Any:
+        """Rows of an array on the network's device."""
+        return None if array is None else devices.move(array[part], self.device_)
+
+    def _in_batches(self, n: int, outputs: Callable[[slice], Any]) -> np.ndarray:
+        """outputs(part) for parts of n rows, together, on the CPU, without recording."""
+        if n == 0:
+            return np.empty((0, *self.data_shape_), DTYPES[self.dtype])
         with no_grad():
-            parts = [self.network_.decode(batch).data for batch in batches]
+            parts = [outputs(slice(i, min(i + BATCH, n))) for i in range(0, n, BATCH)]
         return devices.to_host(np.concatenate(parts))
 
-    def reconstruct(self, X: Any) -> np.ndarray:
-        """Mean of p(x | z) at the posterior mean of each row, in X's row shape."""
-        return self.decode(self.encode(X)[0])
+    def reconstruct(self, X: Any, y: Any = None) -> np.ndarray:
+        """Mean of p(x | z) at each row's own code (its posterior mean), in X's row shape."""
+        rows = self._checked_rows(X, "X", y, bits=False)
+        with no_grad():
+            parts = [self.network_.reconstruct(batch) for _, batch in rows.in_order(BATCH)]
+        return self._mean(devices.to_host(np.concatenate(parts)))
 
-    def sample(self, n: int = 1, random_state: Any = None, *, mean: bool = True) -> np.ndarray:
-        """n new rows from z ~ N(0, I): the means of p(x | z), or draws from it with mean=False."""
+    def sample(
+        self, n: int = 1, random_state: Any = None, *, mean: bool = True, y: Any = None
+    ) -> np.ndarray:
+        """n new rows from z ~ p(z): the means of p(x | z), or draws from it with mean=False.
+
+        y: a label for all, or one for each row, for a model that needs them.
+        """
         self._check_fitted()
         if n < 1:
             raise ValueError(f"n must be >= 1, got {n}")
-        seed, dtype = _seed(random_state), DTYPES[self.dtype]
-        z = noise.normal((n, self.latent_dim), seed=seed, stream=Stream.SAMPLE, dtype=dtype)
-        if mean:
-            return self.decode(z)
-        return self._as_given(self.likelihood_.sample(self._outputs(z), seed=seed))
+        seed, dtype, labels = _seed(random_state), DTYPES[self.dtype], self._labels(y, n)
+        like = self.network_.parameters()[0].data
+
+        def outputs(part: slice) -> Any:
+            draw = Draw(part.stop - part.start, seed=seed, first=part.start, stream=Stream.SAMPLE,
+                        dtype=dtype, like=like)  # fmt: skip
+            return self.network_.generate(draw.rows, draw, self._there(labels, part))
+
+        raw = self._in_batches(n, outputs)
+        return self._mean(raw) if mean else self._as_given(self.likelihood_.sample(raw, seed=seed))
 
     def interpolate(self, a: Any, b: Any, steps: int = 8, *, spherical: bool = False) -> np.ndarray:
         """Rows on the way from row a to row b, (steps, ...), ends included.
@@ -405,45 +502,48 @@ class VAE(Parameters):
         return rows.reshape(Z, steps, *self.row_shape_)
 
     # --------------------------------------------------------------------------------- evaluation
-    def elbo(self, X: Any, random_state: Any = None) -> np.ndarray:
+    def elbo(self, X: Any, random_state: Any = None, *, y: Any = None) -> np.ndarray:
         """Evidence lower bound of each row, (N,) nats, with one sample of z a row.
 
         random_state: of that sample; by default the model's seed, so that the answer repeats.
         """
-        rows = self._checked_rows(X, "X")
+        rows = self._checked_rows(X, "X", y)
         seed = self.seed_ if random_state is None else _seed(random_state)
-        nll, kl, *_ = metrics.elbo_rows(self.network_, rows, self.likelihood_, seed=seed)
+        nll, kl, *_ = metrics.terms(self.network_, rows, seed=seed)
         return -(nll + kl)
 
-    def evaluate(self, X: Any) -> metrics.Evaluation:
+    def evaluate(self, X: Any, y: Any = None) -> metrics.Evaluation:
         """Mean ELBO and its terms, KL per dimension and active units."""
-        rows = self._checked_rows(X, "X")
-        return metrics.evaluate(self.network_, rows, self.likelihood_, seed=self.seed_)
+        rows = self._checked_rows(X, "X", y)
+        return metrics.evaluate(self.network_, rows, seed=self.seed_)
 
-    def log_likelihood(self, X: Any, samples: int = 100, random_state: Any = None) -> np.ndarray:
-        """Importance-weighted estimate of log p(x) of each row, (N,) nats (Burda et al. 2016)."""
-        rows = self._checked_rows(X, "X")
+    def log_likelihood(
+        self, X: Any, samples: int = 100, random_state: Any = None, *, y: Any = None
+    ) -> np.ndarray:
+        """Importance-weighted estimate of log p(x) of each row, (N,) nats (Burda et al. 2016).
+
+        Raises ValueError if the model defines none.
+        """
+        rows = self._checked_rows(X, "X", y)
         seed = self.seed_ if random_state is None else _seed(random_state)
-        return metrics.log_likelihood_rows(
-            self.network_, rows, self.likelihood_, samples=samples, seed=seed
-        )
+        return metrics.log_likelihood_rows(self.network_, rows, samples=samples, seed=seed)
 
     # ---------------------------------------------------------------------- scikit-learn's words
-    def transform(self, X: Any) -> np.ndarray:
+    def transform(self, X: Any, y: Any = None) -> np.ndarray:
         """Posterior mean of each row, (N, Z)."""
-        return self.encode(X)[0]
+        return self.encode(X, y)[0]
 
     def inverse_transform(self, Z: Any) -> np.ndarray:
         """Mean of p(x | z) for each code, (N, ...)."""
         return self.decode(Z)
 
-    def score_samples(self, X: Any) -> np.ndarray:
+    def score_samples(self, X: Any, y: Any = None) -> np.ndarray:
         """ELBO of each row, (N,) nats: a lower bound of its log-likelihood."""
-        return self.elbo(X)
+        return self.elbo(X, y=y)
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean ELBO in nats; higher is better."""
-        return float(self.elbo(X).mean(dtype=np.float64))
+        return float(self.elbo(X, y=y).mean(dtype=np.float64))
 
     # ------------------------------------------------------------------------------- saved models
     def save(self, path: str | Path) -> None:
@@ -477,6 +577,20 @@ def load(
     model = VAE(**parameters)
     saved.restore(model, arrays, description)
     return model
+
+
+def _classes(y: Any) -> np.ndarray | None:
+    """The labels that occur, sorted, without the -1 that stands for an unknown one.
+
+    None if there are no labels, or y (N, C) is a condition of real values.
+    Raises ValueError for anything else.
+    """
+    if y is None or (y.ndim == 2 and y.dtype.kind == "f"):
+        return None
+    if y.ndim != 1:
+        raise ValueError(f"y must be labels (N,), or floats (N, C), got {y.dtype} {y.shape}")
+    classes = np.unique(y)
+    return classes[classes != -1] if y.dtype.kind in "iuf" else classes
 
 
 def _seed(random_state: Any) -> int:

@@ -7,18 +7,16 @@ Sizes: B batch, Z latent, D data, K samples.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from . import devices, ops
-from .batches import Rows
-from .likelihoods import Likelihood
-from .models.vae import VAENetwork
-from .ops import noise
-from .ops.noise import Stream
-from .tensor import no_grad
+from . import devices
+from .batches import Batch, Rows
+from .models import Model
+from .ops.noise import Draw, Stream
+from .tensor import Tensor, no_grad
 
 ACTIVE_VARIANCE = 1e-2  # Burda, Grosse and Salakhutdinov 2016, section 5.3
 COLLAPSED_KL = 1e-2  # nats: a dimension whose posterior is the prior, for every row
@@ -26,7 +24,11 @@ COLLAPSED_KL = 1e-2  # nats: a dimension whose posterior is the prior, for every
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Averages over a data set: elbo = -(nll + kl); kl_per_dimension (Z,) sums to kl."""
+    """Averages over a data set: elbo = -(nll + kl); kl_per_dimension (Z,) sums to kl.
+
+    kl_per_dimension is empty where the KL has no such parts; active_units is 0 where the codes are
+    no (N, Z).  log: what else the model reports.
+    """
 
     elbo: float
     nll: float
@@ -34,11 +36,12 @@ class Evaluation:
     kl_per_dimension: tuple[float, ...]
     active_units: int
     rows: int
+    log: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self, prefix: str = "") -> dict[str, Any]:
         """Plain Python values, for a log."""
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        return {prefix + key: value for key, value in values.items()}
+        return {prefix + key: value for key, value in (values | values.pop("log")).items()}
 
 
 def bits_per_dimension(nats: float, dimensions: int) -> float:
@@ -60,92 +63,97 @@ def active_units(mu: np.ndarray) -> int:
     return int((mu.astype(np.float64).var(axis=0) > ACTIVE_VARIANCE).sum())
 
 
-def encode(network: VAENetwork, rows: Rows, *, batch_size: int = 512) -> tuple:
+def encode(model: Model, rows: Rows, *, batch_size: int = 512) -> tuple:
     """Mean and log-variance of q(z | x) for all rows, each (N, Z)."""
     with no_grad():
-        parts = [network.encode(x) for _, x in rows.in_order(batch_size)]
+        parts = [model.encode(batch.x, batch.y) for _, batch in rows.in_order(batch_size)]
     columns = (np.concatenate([part[i].data for part in parts]) for i in (0, 1))
     return tuple(devices.to_host(column) for column in columns)
 
 
-def elbo_rows(
-    network: VAENetwork, rows: Rows, likelihood: Likelihood, *, seed: int, batch_size: int = 512
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """nll and kl of every row, each (N,), and mu and logvar, each (N, Z).
+def terms(
+    model: Model, rows: Rows, *, seed: int, batch_size: int = 512
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], tuple]:
+    """nll and kl of every row, each (N,); what else the model reports, by name; mu and logvar.
 
     One sample of z a row, drawn by row number: the same for any batch size.
     """
     parts: list[tuple] = []
     with no_grad():
-        for start, x in rows.in_order(batch_size):
-            mu, logvar = network.encode(x)
-            z = ops.reparameterize(mu, logvar, _eps(mu.data, seed, start))
-            nll, kl = likelihood.nll(network.decode(z), x), ops.gaussian_kl(mu, logvar)
-            parts.append((nll.data, kl.data, mu.data, logvar.data))
-    columns = [devices.to_host(np.concatenate(column)) for column in zip(*parts, strict=True)]
-    return columns[0], columns[1], columns[2], columns[3]
+        for start, batch in rows.in_order(batch_size):
+            posterior = model.posterior(batch)
+            found = model.evaluation(batch, _draw(batch, seed, start), posterior)
+            log = {k: np.broadcast_to(_array(v), len(batch)) for k, v in found.log.items()}
+            code = posterior if model.gaussian else model.encode(batch.x, batch.y)
+            parts.append((_array(found.nll), _array(found.kl), log, *map(_array, code)))
+    nll, kl, mu, logvar = (np.concatenate([part[i] for part in parts]) for i in (0, 1, 3, 4))
+    log = {name: np.concatenate([part[2][name] for part in parts]) for name in parts[0][2]}
+    return nll, kl, log, (mu, logvar)
 
 
-def evaluate(
-    network: VAENetwork, rows: Rows, likelihood: Likelihood, *, seed: int = 0, batch_size: int = 512
-) -> Evaluation:
+def evaluate(model: Model, rows: Rows, *, seed: int = 0, batch_size: int = 512) -> Evaluation:
     """The ELBO of a data set and its terms, KL per dimension and active units.
 
     Raises ValueError if there are no rows.
     """
     if len(rows) == 0:
         raise ValueError("there are no rows to evaluate")
-    nll, kl, mu, logvar = elbo_rows(network, rows, likelihood, seed=seed, batch_size=batch_size)
+    nll, kl, log, (mu, logvar) = terms(model, rows, seed=seed, batch_size=batch_size)
     mean_nll, mean_kl = float(nll.mean(dtype=np.float64)), float(kl.mean(dtype=np.float64))
+    per_dimension = kl_per_dimension(mu, logvar) if model.gaussian else ()
     return Evaluation(
         elbo=-(mean_nll + mean_kl),
         nll=mean_nll,
         kl=mean_kl,
-        kl_per_dimension=tuple(float(v) for v in kl_per_dimension(mu, logvar)),
-        active_units=active_units(mu),
+        kl_per_dimension=tuple(float(v) for v in per_dimension),
+        active_units=active_units(mu) if mu.ndim == 2 else 0,
         rows=len(rows),
+        log={name: float(values.mean(dtype=np.float64)) for name, values in log.items()},
     )
 
 
 def log_likelihood_rows(
-    network: VAENetwork,
-    rows: Rows,
-    likelihood: Likelihood,
-    *,
-    samples: int = 100,
-    seed: int = 0,
-    batch_size: int = 64,
+    model: Model, rows: Rows, *, samples: int = 100, seed: int = 0, batch_size: int = 64
 ) -> np.ndarray:
     """Importance-weighted estimate of log p(x) of every row, (N,) nats: a lower bound in the mean.
 
     log 1/K sum_k p(x | z_k) p(z_k) / q(z_k | x), z_k ~ q(z | x)       Burda et al. 2016, equation 8
     It does not fall, in expectation, as K = `samples` grows; K = 1 is the ELBO, in expectation.
+    Raises ValueError if the model defines no log p(x, z).
     """
     if samples < 1:
         raise ValueError(f"samples must be >= 1, got {samples}")
+    if not model.has_likelihood:
+        raise ValueError(f"{type(model).__name__} defines no log-likelihood")
     estimates = []
     with no_grad():
-        for start, x in rows.in_order(batch_size):
-            mu, logvar = (t.data for t in network.encode(x))
-            log_w = np.empty((samples, len(x)), np.float64, like=mu)  # (K, B)
+        for start, batch in rows.in_order(batch_size):
+            log_w = np.empty((samples, len(batch)), np.float64)  # (K, B)
+            posterior = model.posterior(batch)
             for k in range(samples):
-                eps = _eps(mu, seed, start, step=k)
-                z = mu + np.exp(logvar / 2) * eps
-                # log p(z) - log q(z | x): the constants of the two Gaussians cancel
-                log_ratio = 0.5 * (eps**2 + logvar - z**2).sum(axis=1, dtype=np.float64)
-                log_w[k] = log_ratio - likelihood.nll(network.decode(z), x).data
+                weights = model.log_weights(batch, _draw(batch, seed, start, step=k), posterior)
+                log_w[k] = _array(weights)
             largest = log_w.max(axis=0)
             estimates.append(largest + np.log(np.exp(log_w - largest).mean(axis=0)))
-    return devices.to_host(np.concatenate(estimates))
+    return np.concatenate(estimates)
 
 
-def _eps(mu: Any, seed: int, start: int, step: int = 0) -> Any:
-    """Noise of the rows from `start` on, (B, Z), where mu lies."""
-    offset = start * mu.shape[1]
-    return noise.normal(
-        mu.shape, seed=seed, stream=Stream.EVALUATE, step=step, offset=offset, dtype=mu.dtype,
-        like=mu,
+def _draw(batch: Batch, seed: int, start: int, step: int = 0) -> Draw:
+    """Noise of the rows from `start` on, where they lie."""
+    return Draw(
+        len(batch), seed=seed, step=step, first=start, stream=Stream.EVALUATE,
+        dtype=real(batch.x), like=batch.x,
     )  # fmt: skip
+
+
+def real(x: Any) -> Any:
+    """The type of the floats that go with x: its own, or float32 beside whole numbers."""
+    return x.dtype if x.dtype.kind == "f" else np.dtype(np.float32)
+
+
+def _array(values: Any) -> np.ndarray:
+    """A tensor, an array of either device or a number, as an array on the CPU."""
+    return devices.to_host(values.data if isinstance(values, Tensor) else values)
 
 
 def collapse_warning(kl_dimensions: Any, active: int) -> str | None:
@@ -155,7 +163,7 @@ def collapse_warning(kl_dimensions: Any, active: int) -> str | None:
     0), so that the decoder learns nothing from z.  Some unused dimensions beside active ones are
     normal, and not warned of.
     """
-    if active > 0 or np.max(kl_dimensions) >= COLLAPSED_KL:
+    if active > 0 or len(kl_dimensions) == 0 or np.max(kl_dimensions) >= COLLAPSED_KL:
         return None
     return (
         "the posterior has collapsed: in every latent dimension q(z|x) equals the prior, so the "
@@ -169,9 +177,10 @@ __all__ = [
     "active_units",
     "bits_per_dimension",
     "collapse_warning",
-    "elbo_rows",
     "encode",
     "evaluate",
     "kl_per_dimension",
     "log_likelihood_rows",
+    "real",
+    "terms",
 ]

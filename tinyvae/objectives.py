@@ -9,16 +9,17 @@ from .likelihoods import Likelihood
 from .tensor import Tensor
 
 
-class Elbo(NamedTuple):
+class Terms(NamedTuple):
     """loss: a single number to call backward() on; nll, kl: (B,), unweighted, for the log.
 
-    elbo: (B,), what the loss is the negative mean of.
+    elbo: (B,), what the loss is the negative mean of.  log: more to report, name -> (B,) or number.
     """
 
     loss: Tensor
     nll: Any
     kl: Any
     elbo: Any
+    log: dict[str, Any] = {}  # noqa: RUF012  (never changed)
 
 
 def elbo(
@@ -30,7 +31,7 @@ def elbo(
     beta: float = 1.0,
     free_bits: float = 0.0,
     batch: int | None = None,
-) -> Elbo:
+) -> Terms:
     """The evidence lower bound with one sample of z a row, as a loss: its negative batch mean.
 
     E_q[log p(x | z)] - beta KL(q(z | x) || N(0, I))        Kingma and Welling 2014, equation 10
@@ -42,4 +43,4 @@ def elbo(
     loss = likelihood.loss(
         network.decode(z), x, mu, logvar, beta=beta, free_bits=free_bits, batch=batch or len(x)
     )
-    return Elbo(loss, loss.saved.nll, loss.saved.kl, loss.saved.elbo)
+    return Terms(loss, loss.saved.nll, loss.saved.kl, loss.saved.elbo)

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from .batches import Batch
 from .devices import Cell, Program, add
-from .objectives import Elbo
+from .objectives import Terms
 from .optim import Adam
 from .parallel import Shards
 
-Objective = Callable[..., Elbo]  # (network, x, eps, kl_weight, batch) -> Elbo
+Objective = Callable[..., Terms]  # (network, batch, part, step, kl_weight) -> Terms
 NEW, UNPROVEN, READY, REFUSED = "new", "unproven", "ready", "refused"
 
 
@@ -41,20 +42,18 @@ class RecordedStep:
         same = all(t.data is a for t, a in zip(tensors, self.parameters, strict=True))
         return self.state != REFUSED and same
 
-    def gradients(
-        self, x: np.ndarray, eps: np.ndarray, kl_weight: float, *, summed: bool
-    ) -> list[Elbo]:
+    def gradients(self, x: np.ndarray, step: int, kl_weight: float, *, summed: bool) -> list[Terms]:
         """The losses of all shards; the gradients end up in the optimizer's parameters.
 
         summed: over the shards, already now; else by `update`, which costs less.
         """
         if self.state == NEW:
-            self._record(x, eps, kl_weight)
+            self._record(x, step, kl_weight)
         else:
-            self._take(x, eps, kl_weight)
+            self._take(x, step, kl_weight)
             self.shards.at_once(self.programs)
             if self.state == UNPROVEN:
-                self._prove(x, eps, kl_weight)
+                self._prove(x, step, kl_weight)
         self.summed = summed
         if summed:
             self._sum()
@@ -72,30 +71,31 @@ class RecordedStep:
         self._run(self.updates, self._update_group)
 
     # ------------------------------------------------------------------------------------- inside
-    def _take(self, x: np.ndarray, eps: np.ndarray, kl_weight: float) -> None:
+    def _take(self, x: np.ndarray, step: int, kl_weight: float) -> None:
         """What changes from step to step."""
         np.copyto(self.x, x)
-        np.copyto(self.eps, eps)
+        self.step.set(step)
         self.kl_weight.set(kl_weight)
 
-    def _record(self, x: np.ndarray, eps: np.ndarray, kl_weight: float) -> None:
+    def _record(self, x: np.ndarray, step: int, kl_weight: float) -> None:
         """Compute the gradients and remember how."""
-        self.x, self.eps, self.kl_weight = x.copy(), eps.copy(), Cell(x.dtype, kl_weight)
+        self.x, self.kl_weight = x.copy(), Cell(x.dtype, kl_weight)
+        self.step = Cell(np.uint32, step)  # the program draws its own noise
         self.state = UNPROVEN
         try:
             results = self.shards.scatter(self._record_shard, len(x))
             self.programs, self.losses, self.shares = map(list, zip(*results, strict=True))
         except TypeError:  # somebody computes with the weight, and a cell is no number
             self.state, self.programs = REFUSED, []
-            self.losses, self.shares = self._as_usual(x, eps, kl_weight)
+            self.losses, self.shares = self._as_usual(x, step, kl_weight)
         self.numbers = tuple(Cell(x.dtype) for _ in self.optimizer.numbers(1.0))
         self.sums: list[Program | None] = [None] * len(self.shards.groups)
         self.updates: list[Program | None] = [None] * len(self.shards.groups)
 
-    def _record_shard(self, network: Any, part: slice) -> tuple[Program, Elbo, list]:
+    def _record_shard(self, network: Any, part: slice) -> tuple[Program, Terms, list]:
         program = Program()
         with program.record():
-            losses, gradients = self._compute(network, part, self.x, self.eps, self.kl_weight)
+            losses, gradients = self._compute(network, part, self.x, self.step, self.kl_weight)
         self._compile(program)
         return program, losses, gradients
 
@@ -107,29 +107,29 @@ class RecordedStep:
             self.state = REFUSED
 
     def _compute(
-        self, network: Any, part: slice, x: np.ndarray, eps: np.ndarray, kl_weight: Any
-    ) -> tuple[Elbo, list]:
+        self, network: Any, part: slice, x: np.ndarray, step: Any, kl_weight: Any
+    ) -> tuple[Terms, list]:
         """A shard's losses, and its gradients, which are taken out of the network."""
-        elbo = self.objective(network, x[part], eps[part], kl_weight, batch=len(x))
-        elbo.loss.backward()
+        terms = self.objective(network, Batch(x), part, step, kl_weight)
+        terms.loss.backward()
         gradients = [tensor.grad for tensor in network.parameters()]
         network.zero_grad()
-        return elbo, gradients
+        return terms, gradients
 
-    def _as_usual(self, x: np.ndarray, eps: np.ndarray, kl_weight: float) -> tuple[list, list]:
+    def _as_usual(self, x: np.ndarray, step: int, kl_weight: float) -> tuple[list, list]:
         """The losses and the gradients of all shards, without a recording."""
         for network in self.shards.networks:
             network.zero_grad()
 
-        def shard(network: Any, part: slice) -> tuple[Elbo, list]:
-            return self._compute(network, part, x, eps, kl_weight)
+        def shard(network: Any, part: slice) -> tuple[Terms, list]:
+            return self._compute(network, part, x, step, kl_weight)
 
         losses, shares = zip(*self.shards.scatter(shard, len(x)), strict=True)
         return list(losses), list(shares)
 
-    def _prove(self, x: np.ndarray, eps: np.ndarray, kl_weight: float) -> None:
+    def _prove(self, x: np.ndarray, step: int, kl_weight: float) -> None:
         """Compute the same without the recording: all bits must agree."""
-        losses, shares = self._as_usual(x, eps, kl_weight)
+        losses, shares = self._as_usual(x, step, kl_weight)
         found, expected = _arrays(self.losses, self.shares), _arrays(losses, shares)
         same = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(found, expected))  # noqa: B905
         self.state = READY if same else REFUSED
@@ -171,6 +171,6 @@ class RecordedStep:
         self.shards.at_once([functools.partial(run, k) for k in range(len(programs))])
 
 
-def _arrays(losses: list[Elbo], shares: list[list]) -> Iterator[Any]:
+def _arrays(losses: list[Terms], shares: list[list]) -> Iterator[Any]:
     for elbo, gradients in zip(losses, shares, strict=True):
         yield from (elbo.nll, elbo.kl, elbo.elbo, *gradients)

@@ -34,7 +34,6 @@ CONFIG, METRICS = "config.json", "metrics.jsonl"
 CHECKPOINT, MODEL = "checkpoint.safetensors", "model.safetensors"
 PICTURES = ("curves.png", "reconstructions.png", "samples.png")
 FILES = (CONFIG, METRICS, CHECKPOINT, MODEL, *PICTURES)
-MODELS = ("vae",)
 SPLITS = ("train", "validation", "test")
 MAY_CHANGE = ("epochs", "patience", "device")  # when a run is continued
 KINDS = "digits, sprites, mnist, fashion-mnist, or a path"
@@ -56,7 +55,6 @@ class Config:
     array: str | None = None
     validation: bool = True
     samples: int = 0
-    model: str = "vae"
     commands: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -201,8 +199,6 @@ def plan(given: dict[str, Any], command: str) -> tuple[RunFolder, Config]:
 
     BackendError with the reason if the device cannot be used.
     """
-    if given.get("model", "vae") not in MODELS:
-        raise unknown("model", given["model"], MODELS)
     if "resume" in given and "overwrite" in given:
         raise ValueError("--resume continues a run, --overwrite replaces it: give one of them")
     if "resume" in given and "folder" not in given:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import checkpoint, likelihoods, schedules
+from . import checkpoint, flows, likelihoods, models, priors, schedules, spelling
 from .train import Progress, Run
 
 
@@ -30,6 +30,7 @@ def write(
         "row_shape": list(model.row_shape_),
         "data_shape": list(model.data_shape_),
         "scale": model.scale_,
+        "classes": None if model.classes_ is None else model.classes_.tolist(),
         "progress": model.progress_.as_dict(),
     }
     if run is not None:
@@ -54,6 +55,8 @@ def restore(model: Any, arrays: dict[str, np.ndarray], description: dict[str, An
     model.data_shape_ = tuple(description["data_shape"])
     model.n_features_in_ = math.prod(model.data_shape_)
     model.scale_ = description["scale"]
+    classes = description["classes"]
+    model.classes_ = None if classes is None else np.array(classes)
     model.progress_ = Progress.from_dict(description["progress"])
     model.history_ = model.progress_.history
     model._build()
@@ -98,6 +101,9 @@ def plain_parameters(model: Any) -> dict[str, Any]:
     del parameters["device"]
     for name in ("kl_schedule", "learning_rate"):
         parameters[name] = schedules.spell(parameters[name])
+    for name, kinds in (("model", models.KINDS), ("prior", priors.KINDS), ("flow", flows.KINDS)):
+        if not isinstance(parameters[name], (str, type(None))):
+            parameters[name] = spelling.spell(parameters[name], kinds)
     likelihood = model.likelihood_
     if isinstance(likelihood, likelihoods.Gaussian):
         parameters["variance"] = likelihood.variance

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 from typing import Any
 
+from . import spelling
 from ._text import unknown
 
 Schedule = Callable[[float], float]
@@ -90,18 +91,14 @@ def parse(value: float | str | Schedule) -> Schedule:
         return value
     if isinstance(value, (int, float)):
         return Constant(_finite(value, value))
-    kind, *numbers = str(value).split(":")
+    kind = str(value).split(":")[0]
     if kind not in KINDS:
         try:
             number = float(kind)
         except ValueError:
             raise unknown("schedule", kind, KINDS) from None
         return Constant(_finite(number, value))
-    try:
-        schedule = KINDS[kind](*(float(number) for number in numbers))
-    except (TypeError, ValueError):
-        form = ":".join([kind, *(field.name for field in fields(KINDS[kind]))])
-        raise ValueError(f"schedule {value!r} is not of the form {form}") from None
+    schedule = spelling.parse(str(value), KINDS, "schedule")
     for number in astuple(schedule):
         _finite(number, value)
     for name in ("epochs", "period", "fraction"):
@@ -120,8 +117,4 @@ def spell(schedule: float | str | Schedule) -> str | float:
     """The text that `parse` reads back.  Raises TypeError for a schedule that is not ours."""
     if isinstance(schedule, (int, float, str)):
         return schedule
-    for kind, cls in KINDS.items():
-        if isinstance(schedule, cls):
-            numbers = astuple(schedule)
-            return ":".join([kind, *(repr(float(number)) for number in numbers)])
-    raise TypeError(f"{schedule!r} cannot be written down: give one of {', '.join(KINDS)}")
+    return spelling.spell(schedule, KINDS)

@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from . import devices, objectives
-from .batches import Rows
-from .likelihoods import Likelihood
-from .metrics import collapse_warning, evaluate
-from .models.vae import VAENetwork
-from .ops import noise
-from .ops.noise import Stream
+from . import devices
+from .batches import Batch, Rows
+from .metrics import collapse_warning, evaluate, real
+from .models import Model
+from .objectives import Terms
+from .ops.noise import Draw, Stream
 from .optim import Adam, gradient_norm
 from .parallel import Shards, keep_freed_memory, on_gpu, serial, shard_count
 from .recorded import RecordedStep
@@ -46,13 +45,11 @@ class Interrupted(KeyboardInterrupt):
 class Settings:
     """How to train.  Schedules take the time in epochs; kl_weight includes beta."""
 
-    latent_dim: int
     epochs: int
     batch_size: int
     learning_rate: Schedule
     kl_weight: Schedule
     seed: int
-    free_bits: float = 0.0
     clip_norm: float | None = None
     patience: int | None = None
 
@@ -64,6 +61,7 @@ class Progress:
     epoch: int = 0  # epochs finished
     batch: int = 0  # batches finished in the epoch at hand
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # nll, kl, rows so far
+    log: dict[str, float] = field(default_factory=dict)  # sums of what else a model reports
     seconds: float = 0.0
     epoch_seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -96,21 +94,19 @@ MOST_RECORDED = 4  # shapes of batches: each keeps all memory of a step
 
 
 class Step:
-    """One update of a network from one batch, on as many shards as it is worth.
+    """One update of a model from one batch, on as many shards as it is worth.
 
     Use it as a context, which keeps BLAS on one thread and the worker threads alive:
 
-        with Step(network, likelihood, optimizer, settings) as step:
+        with Step(model, optimizer, settings) as step:
             step(x)
     """
 
-    def __init__(
-        self, network: VAENetwork, likelihood: Likelihood, optimizer: Adam, settings: Settings
-    ):
-        self.network, self.likelihood = network, likelihood
-        self.optimizer, self.settings = optimizer, settings
+    def __init__(self, network: Model, optimizer: Adam, settings: Settings):
+        self.network, self.optimizer, self.settings = network, optimizer, settings
         self._stack = contextlib.ExitStack()
         self._recorded: dict[tuple, RecordedStep | None] = {}
+        self.log: dict[str, float] = {}  # means over the last batch of what else the model reports
 
     def __enter__(self) -> Step:
         self._shards = Shards(self.network, shard_count(self.network, self.settings.batch_size))
@@ -127,31 +123,32 @@ class Step:
         self._stack.close()
 
     def __call__(
-        self, x: Any, *, epoch: float = 0.0, want_norm: bool = False
+        self, batch: Any, *, epoch: float = 0.0, want_norm: bool = False
     ) -> tuple[np.ndarray, np.ndarray, float]:
-        """Update the network; returns nll and kl of the rows, (B,) nats, and the gradient norm.
+        """Update the model; returns nll and kl of the rows, (B,) nats, and the gradient norm.
 
-        x: (B, ...) as the network sees it, on its device; epoch: the time, for the schedules.  The
-        norm costs a pass over all gradients: it is NaN unless it is wanted, or needed for clipping.
+        batch: a Batch, or an array x (B, ...), as the model sees it, on its device; epoch: the
+        time, for the schedules.  The norm costs a pass over all gradients: it is NaN unless it is
+        wanted, or needed for clipping.
         Raises DivergedError if the loss is not finite; nothing was changed then.
         """
+        batch = batch if isinstance(batch, Batch) else Batch(batch)
         settings, optimizer = self.settings, self.optimizer
-        eps = noise.normal(
-            (len(x), settings.latent_dim), seed=settings.seed, stream=Stream.POSTERIOR,
-            step=optimizer.steps, dtype=x.dtype, like=x,
-        )  # fmt: skip
         kl_weight = settings.kl_weight(epoch)
         want_norm = want_norm or settings.clip_norm is not None
-        recorded = self._recording(x)
+        recorded = self._recording(batch)
         if recorded is not None:
-            shards = recorded.gradients(x, eps, kl_weight, summed=want_norm)
+            shards = recorded.gradients(batch.x, optimizer.steps, kl_weight, summed=want_norm)
         else:
-            shards = self._gradients(x, eps, kl_weight)
+            shards = self._gradients(batch, kl_weight)
         # A GPU is waited for here, and for a norm: it updates while the next batch is prepared.
-        loss = sum(float(elbo.elbo.sum(dtype=np.float64)) for elbo in shards) / -len(x)
-        nll, kl = (np.concatenate([devices.to_host(elbo[i]) for elbo in shards]) for i in (1, 2))
+        loss = sum(float(_array(terms.elbo).sum(dtype=np.float64)) for terms in shards)
+        loss /= -len(batch)
+        nll, kl = (
+            np.concatenate([devices.to_host(_array(terms[i])) for terms in shards]) for i in (1, 2)
+        )
         if not math.isfinite(loss):
-            raise DivergedError(self._diagnose(x, eps, epoch, loss))
+            raise DivergedError(self._diagnose(batch, epoch, loss))
         norm, scale = math.nan, 1.0
         if want_norm:
             norm = gradient_norm(optimizer.parameters)
@@ -163,20 +160,25 @@ class Step:
         else:
             optimizer.step(scale=scale, each=self._shards.each)
         optimizer.zero_grad()
+        self.log = _means([terms.log for terms in shards], [len(terms.nll) for terms in shards])
+        self.network.after_step(shards[0])
         return nll, kl, norm
 
-    def _gradients(self, x: Any, eps: Any, kl_weight: float) -> list[objectives.Elbo]:
-        def gradients(network: VAENetwork, part: slice) -> objectives.Elbo:
-            elbo = self._objective(network, x[part], eps[part], kl_weight, batch=len(x))
-            elbo.loss.backward()
-            return elbo
+    def _gradients(self, batch: Batch, kl_weight: float) -> list[Terms]:
+        def gradients(network: Model, part: slice) -> Terms:
+            terms = self._objective(network, batch, part, self.optimizer.steps, kl_weight)
+            terms.loss.backward()
+            return terms
 
-        return self._shards.run(gradients, len(x))
+        return self._shards.run(gradients, len(batch))
 
-    def _recording(self, x: Any) -> RecordedStep | None:
+    def _recording(self, batch: Batch) -> RecordedStep | None:
         """The recorded step for batches of this shape, from the second one on, if there is one."""
+        x = batch.x
         if not isinstance(x, np.ndarray) or devices.cpu_backend() != "numba":
             return None  # a GPU, or the reference: there is no machine code to call
+        if batch.y is not None or batch.mask is not None:
+            return None
         key = (x.shape, x.dtype)
         if key not in self._recorded:
             self._recorded[key] = None  # the first step compiles the kernels
@@ -188,23 +190,27 @@ class Step:
         return recorded if recorded is not None and recorded.fits() else None
 
     def _objective(
-        self, network: VAENetwork, x: Any, eps: Any, kl_weight: Any, batch: int | None = None
-    ) -> objectives.Elbo:
-        return objectives.elbo(
-            network, x, eps, likelihood=self.likelihood, beta=kl_weight,
-            free_bits=self.settings.free_bits, batch=batch,
-        )  # fmt: skip
+        self, network: Model, batch: Batch, part: slice, step: Any, kl_weight: Any
+    ) -> Terms:
+        """The terms of some rows of a batch; step: its number, or a cell that holds it."""
+        rows, x = batch[part], batch.x
+        draw = Draw(
+            len(rows), seed=self.settings.seed, step=step, first=part.start, dtype=real(x), like=x
+        )
+        return network.loss(rows, draw, beta=kl_weight, rows=len(batch))
 
-    def _diagnose(self, x: Any, eps: Any, epoch: float, loss: float) -> str:
+    def _diagnose(self, batch: Batch, epoch: float, loss: float) -> str:
         """Say where a bad loss came from, by repeating the step with every op checked."""
-        where = f"step {self.optimizer.steps + 1} (epoch {int(epoch) + 1}): the loss is {loss}"
+        steps = self.optimizer.steps
+        where = f"step {steps + 1} (epoch {int(epoch) + 1}): the loss is {loss}"
         parameters = list(self.network.named_parameters())
         for name, tensor in parameters:
             if not np.isfinite(tensor.data).all():
                 return f"{where}; parameter {name} holds {_first_bad(tensor)} since the last update"
         try:
             with detect_nonfinite():
-                self._objective(self.network, x, eps, self.settings.kl_weight(epoch))
+                kl_weight, whole = self.settings.kl_weight(epoch), slice(0, len(batch))
+                self._objective(self.network, batch, whole, steps, kl_weight)
         except NonFiniteError as error:
             sizes = {name: float(np.abs(tensor.data).max()) for name, tensor in parameters}
             largest = max(sizes, key=lambda name: sizes[name])
@@ -215,12 +221,26 @@ class Step:
         return f"{where}, though every op's result is finite: the batch mean overflows"
 
 
+def _array(values: Any) -> Any:
+    return values.data if isinstance(values, Tensor) else values
+
+
+def _means(logs: list[dict[str, Any]], rows: list[int]) -> dict[str, float]:
+    """The mean of each value over all rows; of one number for a shard, weighted by its rows."""
+    return {
+        name: sum(
+            float(np.mean(devices.to_host(_array(log[name])), dtype=np.float64)) * n
+            for log, n in zip(logs, rows, strict=True)
+        ) / sum(rows)
+        for name in logs[0]
+    }  # fmt: skip
+
+
 @dataclass
 class Run:
     """One training run: the loop's parts in one place."""
 
-    network: VAENetwork
-    likelihood: Likelihood
+    network: Model
     rows: Rows
     validation: Rows | None
     optimizer: Adam
@@ -238,7 +258,7 @@ class Run:
         """
         progress, settings = self.progress, self.settings
         with (
-            Step(self.network, self.likelihood, self.optimizer, settings) as step,
+            Step(self.network, self.optimizer, settings) as step,
             _interrupts(self.save is not None) as interrupted,
         ):
             while progress.epoch < settings.epochs and not progress.stopped:
@@ -255,14 +275,16 @@ class Run:
         batches = self.rows.shuffled(self.settings.batch_size, epoch=progress.epoch)
         before, norm = progress.epoch_seconds, math.nan
         while progress.batch < len(batches):
-            x = self.rows.take(
+            batch = self.rows.take(
                 batches[progress.batch], stream=Stream.BINARIZE, step=self.optimizer.steps
             )
             now, last = progress.batch / len(batches), progress.batch == len(batches) - 1
-            nll, kl, norm = step(x, epoch=progress.epoch + now, want_norm=last)
+            nll, kl, norm = step(batch, epoch=progress.epoch + now, want_norm=last)
             progress.batch += 1
             for i, value in enumerate((nll, kl, np.ones_like(nll))):
                 progress.sums[i] += float(value.sum(dtype=np.float64))
+            for name, mean in step.log.items():
+                progress.log[name] = progress.log.get(name, 0.0) + mean * len(nll)
             progress.epoch_seconds = before + time.perf_counter() - started
             mean_nll, mean_kl = (total / progress.sums[2] for total in progress.sums[:2])
             for callback in self.callbacks:
@@ -276,7 +298,7 @@ class Run:
         progress, settings = self.progress, self.settings
         nll, kl, count = progress.sums
         shown = self.validation if self.validation is not None else self._first_rows()
-        result = evaluate(self.network, shown, self.likelihood, seed=settings.seed)
+        result = evaluate(self.network, shown, seed=settings.seed)
         record: dict[str, Any] = {
             "epoch": progress.epoch + 1,
             "step": self.optimizer.steps,
@@ -291,6 +313,7 @@ class Run:
             "kl_per_dimension": list(result.kl_per_dimension),
             "active_units": result.active_units,
         }
+        record |= {name: total / count for name, total in progress.log.items()}
         if self.validation is not None:
             record |= {f"validation_{k}": getattr(result, k) for k in ("elbo", "nll", "kl")}
         if warning := collapse_warning(result.kl_per_dimension, result.active_units):
@@ -298,7 +321,7 @@ class Run:
         progress.seconds += progress.epoch_seconds
         progress.history.append(record)
         progress.epoch, progress.batch, progress.sums = progress.epoch + 1, 0, [0.0, 0.0, 0.0]
-        progress.epoch_seconds = 0.0
+        progress.epoch_seconds, progress.log = 0.0, {}
         self._early_stopping(record)
         if any([callback.on_epoch(record) for callback in self.callbacks]):
             progress.stopped = True

@@ -86,7 +86,7 @@ def flattened(value: Any) -> list[tuple[str, Any]]:
         return [("ptr", 0), ("ptr", 0), *(("i64", n) for n in numbers[:2]), ("ptr", numbers[2]),
                 *(("i64", n) for n in numbers[3:])]  # fmt: skip
     if isinstance(value, Cell):
-        kind = "float" if value.memory.dtype == np.float32 else "double"
+        [(kind, _)] = flattened(value.memory[0])
         return [(f"load {kind}", value.memory.ctypes.data)]
     if isinstance(value, tuple):
         return [part for item in value for part in flattened(item)]

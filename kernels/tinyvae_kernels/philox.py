@@ -23,6 +23,7 @@ from . import _threads
 from ._cuda import over_noise
 from ._dispatch import as_array, empty, jit, select
 from ._math import cos_turn, log01, sin_turn
+from ._program import Cell, recorder, scalar
 
 MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -109,13 +110,13 @@ def numbers(n: int, seed: int, stream: int, step: int, offset: int) -> tuple[np.
         "offset": (offset, 62),
     }
     for name, (value, bits) in bounds.items():
-        if not 0 <= value < 2**bits:
+        if type(value) is not Cell and not 0 <= value < 2**bits:
             raise ValueError(f"{name} must be in [0, 2^{bits}), got {value}")
     return (
         np.uint32(int(seed) & LOW),
         np.uint32(int(seed) >> 32),
         np.uint32(stream),
-        np.uint32(step),
+        scalar(step, np.uint32),
         np.int64(offset),
     )
 
@@ -262,7 +263,7 @@ def _philox_normal_numba(normal, key0, key1, stream, step, offset):
 
 # A part of the sequence is drawn alone by moving its offset, so several threads can draw at once.
 def _in_parts(draw: Any, out: np.ndarray, key: tuple, offset: np.integer) -> None:
-    count = _threads.parts((out,))
+    count = 1 if recorder.get() is not None else _threads.parts((out,))
     cuts = [out.size * k // count // 4 * 4 for k in range(count)] + [out.size]
 
     def part(k: int) -> None:

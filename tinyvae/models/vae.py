@@ -1,131 +1,92 @@
-"""The plain VAE's networks: x -> encoder -> mu, logvar;  z -> decoder -> parameters of p(x | z).
-
-Sizes: B batch, H W image, C channels, Z latent, D data.
-"""
+"""The plain VAE: x -> encoder -> mu, logvar;  z -> decoder -> parameters of p(x | z)."""
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
-from .._text import unknown
-from ..nn import ACTIVATIONS, Conv2d, ConvTranspose2d, Linear, Module, Reshape, Sequential
+from .. import objectives, ops
+from ..batches import Batch
+from ..likelihoods import Bernoulli, Likelihood
+from ..objectives import Terms
+from ..ops.noise import Draw
+from ..priors import Prior, StandardNormal
 from ..tensor import Tensor
+from . import networks
+from .base import Model, Parts, Spec
 
-ARCHITECTURES = ("mlp", "conv")
 
-
-class VAENetwork(Module):
-    """An encoder and a decoder.
+class VAENetwork(Model):
+    """An encoder, a decoder and a prior, trained on the ELBO.
 
     encoder: x (B, ...) -> mu, logvar, each (B, Z); decoder: z (B, Z) -> raw parameters (B, ...).
     """
 
-    def __init__(self, encoder: Callable, decoder: Callable):
+    def __init__(
+        self,
+        encoder: Callable,
+        decoder: Callable,
+        latent_dim: int,
+        *,
+        likelihood: Likelihood | None = None,
+        prior: Prior | None = None,
+        free_bits: float = 0.0,
+    ):
         self.encoder, self.decoder = encoder, decoder
+        self.latent_dim = latent_dim
+        self.likelihood = likelihood or Bernoulli()
+        self.prior = prior or StandardNormal(self.latent_dim)
+        self.free_bits = free_bits
 
-    def encode(self, x: Any) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Any, y: Any = None) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z | x), each (B, Z)."""
         return self.encoder(x)
 
-    def decode(self, z: Any) -> Tensor:
+    def decode(self, z: Any, y: Any = None) -> Tensor:
         """Raw parameters of p(x | z)."""
         return self.decoder(z)
 
+    def loss(self, batch: Batch, draw: Draw, *, beta: float, rows: int) -> Terms:
+        """The negative ELBO."""
+        return objectives.elbo(
+            self, batch.x, draw.normal(self.latent_dim), likelihood=self.likelihood, beta=beta,
+            free_bits=self.free_bits, batch=rows,
+        )  # fmt: skip
 
-class GaussianEncoder(Module):
-    """A body that ends in features, and two linear heads on them: mu and logvar."""
+    def evaluation(self, batch: Batch, draw: Draw, posterior: Any = None) -> Terms:
+        """The ELBO without weights: its terms from their own kernels, for no gradient is wanted."""
+        mu, logvar = posterior or self.posterior(batch)
+        z = ops.reparameterize(mu, logvar, draw.normal(self.latent_dim))
+        nll = self.likelihood.nll(self.decode(z), batch.x)
+        kl = ops.gaussian_kl(mu, logvar)
+        return Terms(nll + kl, nll.data, kl.data, -(nll + kl).data)
 
-    def __init__(self, body: Callable, features: int, latent_dim: int, **options: Any):
-        self.body = body
-        self.mu = Linear(features, latent_dim, **options)
-        self.logvar = Linear(features, latent_dim, **options)
-
-    def __call__(self, x: Any) -> tuple[Tensor, Tensor]:
-        """x (B, ...) -> mu, logvar, each (B, Z)."""
-        features = self.body(x)
-        return self.mu(features), self.logvar(features)
-
-
-def _dense(sizes: list[int], activation: Callable, **options: Any) -> list:
-    """Linear layers of these sizes, an activation after each."""
-    layers: list = []
-    for inputs, outputs in itertools.pairwise(sizes):
-        layers += [Linear(inputs, outputs, **options), activation]
-    return layers
-
-
-def mlp(
-    shape: tuple[int, ...],
-    latent_dim: int,
-    hidden: tuple[int, ...],
-    outputs: int,
-    activation: Callable,
-    **options: Any,
-) -> VAENetwork:
-    """Fully connected: D - hidden - Z, and back.
-
-    shape: of a row of x; outputs: parameters per value of x; options: rng, dtype.
-    """
-    D = math.prod(shape)
-    body = Sequential(Reshape(-1), *_dense([D, *hidden], activation, **options))
-    decoder = Sequential(
-        *_dense([latent_dim, *hidden[::-1]], activation, **options),
-        Linear([latent_dim, *hidden[::-1]][-1], outputs * D, **options),
-        Reshape(*shape[:-1], outputs * shape[-1]),
-    )
-    return VAENetwork(GaussianEncoder(body, [D, *hidden][-1], latent_dim, **options), decoder)
+    def log_weights(self, batch: Batch, draw: Draw, posterior: Any = None) -> Any:
+        """log p(x | z) + log p(z) - log q(z | x), whose Gaussian constants cancel."""
+        mu, logvar = (t.data for t in posterior or self.posterior(batch))
+        eps = draw.normal(self.latent_dim)
+        z = mu + np.exp(logvar / 2) * eps
+        log_ratio = 0.5 * (eps**2 + logvar - z**2).sum(axis=1, dtype=np.float64)
+        return log_ratio - self.likelihood.nll(self.decode(z), batch.x).data
 
 
-def conv(
-    shape: tuple[int, ...],
-    latent_dim: int,
-    hidden: tuple[int, ...],
-    outputs: int,
-    activation: Callable,
-    *,
-    channels: tuple[int, ...] = (32, 64),
-    **options: Any,
-) -> VAENetwork:
-    """Convolutions 4x4 of stride 2 that halve the image, dense layers, and the mirror of it all.
+@dataclass(frozen=True)
+class VAE(Spec):
+    """The plain VAE (Kingma and Welling 2014)."""
 
-    shape: (H, W, C) of an image; channels: filters of each convolution; hidden: dense sizes;
-    outputs: parameters per value of x; options: rng, dtype.
-    Raises ValueError if the image is too small for that many halvings.
-    """
-    if len(shape) != 3:
-        raise ValueError(
-            f"the conv architecture needs images (N, H, W, C), got rows of shape {shape}: reshape "
-            "them, or give image_shape=(H, W, C)"
-        )
-    halving: dict[str, Any] = {"stride": 2, "padding": 1}
-    (H, W, C), sizes = shape, [shape[:2]]
-    body: list = []
-    for filters in channels:
-        if min(H, W) < 2:
-            raise ValueError(
-                f"an image of {shape[0]}x{shape[1]} cannot be halved {len(channels)} times: give "
-                f"fewer channels than {channels}"
-            )
-        body += [Conv2d(C, filters, 4, **halving, **options), activation]
-        H, W, C = H // 2, W // 2, filters
-        sizes.append((H, W))
-    dense = [H * W * C, *hidden]
-    body += [Reshape(-1), *_dense(dense, activation, **options)]
+    name: ClassVar[str] = "vae"
+    takes: ClassVar[frozenset[str]] = frozenset({"free_bits", "own"})
 
-    decoder: list = _dense([latent_dim, *hidden[::-1], H * W * C], activation, **options)
-    decoder += [Reshape(H, W, C)]
-    widths = [*channels[::-1], outputs * shape[2]]
-    for i, size in enumerate(sizes[-2::-1]):
-        up = ConvTranspose2d(widths[i], widths[i + 1], 4, output_size=size, **halving, **options)
-        decoder += [up, activation]
-    decoder.pop()  # the last layer's output is raw
-    encoder = GaussianEncoder(Sequential(*body), dense[-1], latent_dim, **options)
-    return VAENetwork(encoder, Sequential(*decoder))
+    def build(self, parts: Parts) -> VAENetwork:
+        """The model, with first weights."""
+        encoder, decoder = parts.networks()
+        return VAENetwork(
+            encoder, decoder, parts.latent_dim, likelihood=parts.likelihood,
+            free_bits=parts.free_bits, prior=parts.build_prior(encoder),
+        )  # fmt: skip
 
 
 def build(
@@ -135,28 +96,22 @@ def build(
     *,
     hidden: tuple[int, ...],
     channels: tuple[int, ...],
-    outputs: int,
     activation: str | Callable,
     seed: int,
+    likelihood: Likelihood | None = None,
+    free_bits: float = 0.0,
     dtype: Any = np.float32,
 ) -> VAENetwork:
-    """The network of that architecture, its weights drawn from `seed`.
+    """A plain VAE of that architecture, its weights drawn from `seed`.
 
     Raises ValueError for an unknown architecture or activation.
     """
-    check_names(architecture, activation)
-    if isinstance(activation, str):
-        activation = ACTIVATIONS[activation]
-    common = (shape, latent_dim, tuple(hidden), outputs, activation)
-    options = {"rng": np.random.default_rng(seed), "dtype": dtype}
-    if architecture == "mlp":
-        return mlp(*common, **options)
-    return conv(*common, channels=tuple(channels), **options)
+    parts = Parts(
+        shape, latent_dim, likelihood or Bernoulli(), architecture, tuple(hidden),
+        tuple(channels), activation, free_bits=free_bits, rng=np.random.default_rng(seed),
+        dtype=dtype,
+    )  # fmt: skip
+    return VAE().build(parts)
 
 
-def check_names(architecture: str, activation: str | Callable) -> None:
-    """Raise ValueError for an architecture or an activation that does not exist."""
-    if architecture not in ARCHITECTURES:
-        raise unknown("architecture", architecture, ARCHITECTURES)
-    if isinstance(activation, str) and activation not in ACTIVATIONS:
-        raise unknown("activation", activation, ACTIVATIONS)
+__all__ = ["VAE", "VAENetwork", "build", "networks"]

@@ -1,0 +1,151 @@
+"""What every model offers to training, evaluation and sampling, and how it is made of parts.
+
+Sizes: B rows of a batch, N rows, Z latent, D data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .. import priors
+from ..batches import Batch
+from ..likelihoods import Likelihood
+from ..nn import Module
+from ..objectives import Terms
+from ..ops.noise import Draw
+from ..priors import Prior
+from ..tensor import Tensor
+from . import networks
+
+
+class Model(Module):
+    """A graph with latents z: how to train it, and what can be asked of it.
+
+    has_likelihood: whether `log_weights` estimate log p(x).  gaussian: whether q(z | x) is a
+    Gaussian with the mean and log-variance that `encode` and `posterior` give, and p(z) N(0, I), so
+    that the KL has a part for each dimension.
+    """
+
+    has_likelihood: ClassVar[bool] = True
+    gaussian: bool = True
+    latent_dim: int
+    likelihood: Likelihood
+    prior: Prior
+
+    def loss(self, batch: Batch, draw: Draw, *, beta: float, rows: int) -> Terms:
+        """A step's loss: the sum over the rows at hand, divided by `rows`, those of the batch.
+
+        beta: weight of the KL; draw: the noise of these rows.
+        """
+        raise NotImplementedError
+
+    def evaluation(self, batch: Batch, draw: Draw, posterior: Any = None) -> Terms:
+        """The terms of the bound itself, with weights of one; no gradient is wanted."""
+        return self.loss(batch, draw, beta=1.0, rows=len(batch))
+
+    def encode(self, x: Any, y: Any = None) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z | x), each (B, Z)."""
+        raise NotImplementedError
+
+    def decode(self, z: Any, y: Any = None) -> Tensor:
+        """Raw parameters of p(x | z)."""
+        raise NotImplementedError
+
+    def posterior(self, batch: Batch) -> Any:
+        """What of q(z | x) is the same for all samples; given to `evaluation` and `log_weights`."""
+        return self.encode(batch.x, batch.y)
+
+    def log_weights(self, batch: Batch, draw: Draw, posterior: Any = None) -> Any:
+        """log p(x, z) - log q(z | x) at one sample z ~ q(z | x) of each row, an array (B,) nats."""
+        raise NotImplementedError
+
+    def generate(self, n: int, draw: Draw, y: Any = None) -> Any:
+        """Raw parameters of p(x | z) for n rows z from the prior, an array."""
+        return self.decode(self.prior.sample(n, draw), y).data
+
+    def reconstruct(self, batch: Batch) -> Any:
+        """Raw parameters of p(x | z) at each row's own code, an array."""
+        return self.decode(self.encode(batch.x, batch.y)[0], batch.y).data
+
+    def after_step(self, terms: Terms) -> None:
+        """Called after each update with the terms of its batch: moving averages and the like."""
+
+
+STANDARD = priors.Standard()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a model is made of, as the user asked for it.
+
+    shape: of a row of x as the network sees it; classes: number of labels, or 0; own: the user's
+    encoder and decoder, or None; prior, flow: specifications.  rng, dtype: of first weights.
+    """
+
+    shape: tuple[int, ...]
+    latent_dim: int
+    likelihood: Likelihood
+    architecture: str = "mlp"
+    hidden: tuple[int, ...] = (400,)
+    channels: tuple[int, ...] = (32, 64)
+    activation: Any = "relu"
+    prior: Any = STANDARD
+    flow: Any = None
+    free_bits: float = 0.0
+    classes: int = 0
+    own: tuple[Callable, Callable] | None = None
+    rng: Any = None
+    dtype: Any = np.float32
+
+    def networks(self, latent_dim: int | None = None, **more: Any) -> tuple[Callable, Callable]:
+        """An encoder x -> mu, logvar and a decoder z -> raw parameters: the user's, or new ones."""
+        if self.own is not None:
+            return self.own
+        return networks.encoder_and_decoder(
+            self.architecture, self.shape, latent_dim or self.latent_dim, hidden=self.hidden,
+            channels=self.channels, outputs=self.likelihood.outputs, activation=self.activation,
+            rng=self.rng, dtype=self.dtype, **more,
+        )  # fmt: skip
+
+    def build_prior(self, encode: Callable) -> Prior:
+        """The prior; encode: x -> mu, logvar, for one that asks the encoder."""
+        return self.prior.build(
+            self.latent_dim, encode=encode, shape=self.shape, rng=self.rng, dtype=self.dtype
+        )
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A kind of model as an argument: `model="vq:64"` is VQ(codes=64).
+
+    takes: what it can be combined with, of "prior", "flow", "free_bits", "own" (networks of the
+    user's).  labels: "ignored", "optional" or "needed" at fit.
+    """
+
+    name: ClassVar[str]
+    takes: ClassVar[frozenset[str]] = frozenset({"prior", "flow", "free_bits", "own"})
+    labels: ClassVar[str] = "ignored"
+
+    def build(self, parts: Parts) -> Model:
+        """The model, with first weights."""
+        raise NotImplementedError
+
+    def check(self, **given: Any) -> None:
+        """Raise ValueError, with the reason, for what does not go with this kind.
+
+        given: prior, flow (specifications or None), free_bits, own, likelihood, as in Parts.
+        """
+        words = {"own": "an encoder and a decoder of one's own"}
+        asked = {
+            "prior": given["prior"] != STANDARD,
+            "flow": given["flow"] is not None,
+            "free_bits": bool(given["free_bits"]),
+            "own": given["own"] is not None,
+        }
+        for name in asked:
+            if asked[name] and name not in self.takes:
+                raise ValueError(f"model={self.name!r} does not take {words.get(name, name)}")
