@@ -15,7 +15,8 @@ KERNELS = ROOT / "kernels" / "tinyvae_kernels"
 
 # Every module imports only from modules before it.  A new module is put in its place here.
 ORDER = [
-    "_text", "_sklearn", "spelling", "devices", "sprites", "data", "checkpoint", "schedules",
+    "_text", "_sklearn", "spelling", "devices", "sprites", "paddle", "data", "checkpoint",
+    "schedules",
     "tensor", "ops", "checking", "optim", "nn", "parallel",  # tensors from here on
     "batches", "estimators", "flows", "priors", "likelihoods", "objectives", "models",
     "metrics", "recorded", "train",

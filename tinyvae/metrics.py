@@ -41,7 +41,8 @@ class Evaluation:
     def as_dict(self, prefix: str = "") -> dict[str, Any]:
         """Plain Python values, for a log."""
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        return {prefix + key: value for key, value in (values | values.pop("log")).items()}
+        values |= values.pop("log")
+        return {prefix + key: value for key, value in values.items()}
 
 
 def bits_per_dimension(nats: float, dimensions: int) -> float:

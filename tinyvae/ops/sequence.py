@@ -91,8 +91,8 @@ def gru_forward(
     (B, T, inputs), H = x.shape, h.shape[1]
     steps = x.transpose(1, 0, 2).reshape(T * B, inputs)  # (B, T, I) -> (T B, I)
     gates = (steps @ weight_ih + bias_ih).reshape(T, B, 3 * H)  # all inputs in one product
-    inner = np.empty_like(gates, shape=(T, B, H))  # W_hn h + b_hn
-    states = np.empty_like(gates, shape=(T + 1, B, H))
+    inner = np.empty((T, B, H), gates.dtype, like=gates)  # W_hn h + b_hn
+    states = np.empty((T + 1, B, H), gates.dtype, like=gates)
     states[0] = h
     counts = None if mask is None else devices.as_array(mask).T[..., None] != 0  # (T, B, 1)
     for t in range(T):
