@@ -107,7 +107,7 @@ def gru_forward(
         after = n + gate[:, H : 2 * H] * (before - n)
         states[t + 1] = after if counts is None else np.where(counts[t], after, before)
     saved = (x.shape, steps, gates, inner, states, counts, weight_ih, weight_hh)
-    return np.ascontiguousarray(states[1:].transpose(1, 0, 2)), saved  # (T, B, H) -> (B, T, H)
+    return states[1:].transpose(1, 0, 2).copy(), saved  # (T, B, H) -> (B, T, H)
 
 
 def gru_backward(dout: Any, saved: tuple, *, needs: tuple = (True,)) -> tuple:
