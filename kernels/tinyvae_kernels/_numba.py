@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit, typeof, types
 from numba.extending import intrinsic, overload, typeof_impl
 
-from . import _math
+from . import _cache, _math
 
 f32 = np.float32
 FASTMATH = _math.FASTMATH
@@ -29,7 +29,9 @@ def compiled(function: Callable, lazy: type) -> Callable:
     lazy: the class of kernels that are not compiled yet, which `function` may call.
     """
     _register(lazy)
-    return njit(function, fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
+    dispatcher = njit(function, fastmath=FASTMATH, error_model="numpy", nogil=True)
+    _cache.enable(dispatcher)
+    return dispatcher
 
 
 def address(dispatcher: Any, args: tuple) -> int:
