@@ -41,7 +41,8 @@ def state() -> str:
 @functools.cache
 def folder() -> Path | None:
     """Where the machine code lies; None if nothing can be written there."""
-    root = Path(config.CACHE_DIR or AppDirs("tinyvae_kernels", appauthor=False).user_cache_dir)
+    asked = config.CACHE_DIR  # type: ignore[attr-defined]
+    root = Path(asked or AppDirs("tinyvae_kernels", appauthor=False).user_cache_dir)
     path = root / state()
     try:
         is_new = not path.exists()
