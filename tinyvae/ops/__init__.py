@@ -43,6 +43,8 @@ from .fused import (
     im2col,
     log_mean_exp,
     logistic_mixture_nll,
+    mixture_log_prob,
+    mixture_marginal_log_prob,
     total,
 )
 from .reductions import (
@@ -100,6 +102,8 @@ __all__ = [
     "matmul",
     "max",
     "mean",
+    "mixture_log_prob",
+    "mixture_marginal_log_prob",
     "mul",
     "neg",
     "pow",
