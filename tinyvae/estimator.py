@@ -418,8 +418,9 @@ class VAE(Parameters):
         """Raw parameters of p(x | z), in batches, on the CPU."""
         self._check_fitted()
         z = np.asarray(z, DTYPES[self.dtype])
-        if z.ndim != 2 or z.shape[1] != self.latent_dim:
-            raise ValueError(f"z must be (N, {self.latent_dim}), got shape {z.shape}")
+        Z = self.network_.latent_dim
+        if z.ndim != 2 or z.shape[1] != Z:
+            raise ValueError(f"z must be (N, {Z}), got shape {z.shape}")
         labels = self._labels(y, len(z))
         return self._in_batches(
             len(z),
@@ -492,7 +493,7 @@ class VAE(Parameters):
         if steps < 2:
             raise ValueError(f"steps must be >= 2, got {steps}")
         self._check_fitted()
-        Z, dtype = int(self.latent_dim), DTYPES[self.dtype]
+        Z, dtype = self.network_.latent_dim, DTYPES[self.dtype]
         base = np.zeros((1, Z), dtype) if x is None else self.encode(np.asarray(x)[None])[0]
         quantiles = [NormalDist().inv_cdf(p) for p in np.linspace(0.025, 0.975, steps)]
         z = np.repeat(np.repeat(base, steps, axis=0)[None], Z, axis=0)  # (Z, steps, Z)

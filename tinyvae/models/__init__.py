@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from .base import Model, Parts, Spec
 from .vae import VAE
+from .world import World
 
-KINDS: dict[str, type[Spec]] = {kind.name: kind for kind in (VAE,)}
+KINDS: dict[str, type[Spec]] = {kind.name: kind for kind in (VAE, World)}
 
 __all__ = ["KINDS", "Model", "Parts", "Spec"]
