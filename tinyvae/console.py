@@ -155,7 +155,7 @@ def introduce(model: VAE, data: Dataset, console: Console) -> None:
         when = "at every step" if model.binarize == "dynamic" else "once"
         say(console, "", f"{model.binarize} binarization: bits are drawn from the values {when}")
     size = sum(tensor.data.size for tensor in model.network_.parameters())
-    say(console, "model", f"{model.architecture}, {model.latent_dim} latent dimensions, "
+    say(console, "model", f"{model.architecture}, {model.network_.latent_dim} latent dimensions, "
         f"{size:,} parameters, {model.likelihood}, seed {model.seed_}, "
         f"on {model.device_}")  # fmt: skip
 
@@ -210,7 +210,7 @@ def _achieved(model: VAE, test: np.ndarray, config: Config, console: Console) ->
     if config.samples:
         log_p = float(model.log_likelihood(test, config.samples).mean(dtype=np.float64))
         say(console, "", f"log p(x) {nats_and_bits(log_p, model)} ({config.samples} samples a row)")
-    active = f"{result.active_units} of {model.latent_dim} latent dimensions active"
+    active = f"{result.active_units} of {model.network_.latent_dim} latent dimensions active"
     say(console, "", f"{active}; {last['seconds']:.1f} seconds, {last['epoch']} epoch"
         + "s" * (last["epoch"] > 1))  # fmt: skip
 

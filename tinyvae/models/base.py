@@ -106,10 +106,18 @@ class Parts:
         if self.own is not None:
             return self.own
         return networks.encoder_and_decoder(
-            self.architecture, self.shape, latent_dim or self.latent_dim, hidden=self.hidden,
-            channels=self.channels, outputs=self.likelihood.outputs, activation=self.activation,
-            rng=self.rng, dtype=self.dtype, **more,
-        )  # fmt: skip
+            self.architecture, self.shape, latent_dim or self.latent_dim, **self._options(), **more
+        )
+
+    def body_and_decoder(self, latent_dim: int) -> tuple[Callable, int, Callable]:
+        """An encoder's body x -> features, their number, and a decoder z -> raw parameters."""
+        return networks.body_and_decoder(
+            self.architecture, self.shape, latent_dim, **self._options()
+        )
+
+    def _options(self) -> dict[str, Any]:
+        names = ("hidden", "channels", "activation", "rng", "dtype")
+        return {name: getattr(self, name) for name in names} | {"outputs": self.likelihood.outputs}
 
     def build_prior(self, encode: Callable) -> Prior:
         """The prior; encode: x -> mu, logvar, for one that asks the encoder."""
