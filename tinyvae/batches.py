@@ -29,19 +29,22 @@ class Batch:
     """B rows of data as a model sees them, and what comes with them.
 
     x: (B, ...).  y: None, labels (B,) of whole numbers, or a condition (B, C).  mask: None, or like
-    x (or its first axes): 1 where x is observed, 0 where it is missing.
+    x (or its first axes): 1 where x is observed, 0 where it is missing.  total: rows of the data
+    set that these were taken from, or None if they are all there are.
     batch[part] are the rows of a slice.
     """
 
     x: Any
     y: Any = None
     mask: Any = None
+    total: int | None = None
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, part: Any) -> Batch:
-        return Batch(*(None if a is None else a[part] for a in (self.x, self.y, self.mask)))
+        x, y, mask = (None if a is None else a[part] for a in (self.x, self.y, self.mask))
+        return Batch(x, y, mask, self.total or len(self))
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Rows:
         )
         if mask is not None:
             mask = mask.astype(self.dtype, copy=False).reshape(len(x), *self.shape)
-        return Batch(x, y, mask)
+        return Batch(x, y, mask, len(self))
 
     def _take(self, index: Any, *, stream: Stream, step: int = 0, offset: int = 0) -> Any:
         """x of the rows of an index, (B, *shape)."""

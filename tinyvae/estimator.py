@@ -290,7 +290,10 @@ class VAE(Parameters):
         self.network_ = self._kind().build(parts).astype(dtype).to(self.device_)
         if own is not None:
             self._check_own_network()
-        self.optimizer_ = Adam(self.network_.parameters(), weight_decay=self.weight_decay)
+        self.optimizer_ = Adam(
+            self.network_.parameters(), weight_decay=self.weight_decay,
+            groups=self.network_.groups(),
+        )  # fmt: skip
 
     def _check_own_network(self) -> None:
         """Try a user's modules on two rows of zeros, and say what does not fit."""

@@ -20,6 +20,7 @@ from .devices import Cell, Program, add
 from .objectives import Terms
 from .optim import Adam
 from .parallel import Shards
+from .tensor import Tensor
 
 Objective = Callable[..., Terms]  # (network, batch, part, step, kl_weight) -> Terms
 NEW, UNPROVEN, READY, REFUSED = "new", "unproven", "ready", "refused"
@@ -28,11 +29,15 @@ NEW, UNPROVEN, READY, REFUSED = "new", "unproven", "ready", "refused"
 class RecordedStep:
     """The gradients and the update of one shape of batch, in memory of their own.
 
+    total: rows of the data set that the batches are taken from.
     state: "new", "unproven" (recorded), "ready" (it gave the right bits) or "refused".
     """
 
-    def __init__(self, shards: Shards, optimizer: Adam, objective: Objective):
+    def __init__(
+        self, shards: Shards, optimizer: Adam, objective: Objective, *, total: int | None = None
+    ):
         self.shards, self.optimizer, self.objective = shards, optimizer, objective
+        self.total = total
         self.state = NEW
         self.parameters = [tensor.data for tensor in optimizer.parameters]
 
@@ -110,7 +115,7 @@ class RecordedStep:
         self, network: Any, part: slice, x: np.ndarray, step: Any, kl_weight: Any
     ) -> tuple[Terms, list]:
         """A shard's losses, and its gradients, which are taken out of the network."""
-        terms = self.objective(network, Batch(x), part, step, kl_weight)
+        terms = self.objective(network, Batch(x, total=self.total), part, step, kl_weight)
         terms.loss.backward()
         gradients = [tensor.grad for tensor in network.parameters()]
         network.zero_grad()
@@ -172,5 +177,7 @@ class RecordedStep:
 
 
 def _arrays(losses: list[Terms], shares: list[list]) -> Iterator[Any]:
-    for elbo, gradients in zip(losses, shares, strict=True):
-        yield from (elbo.nll, elbo.kl, elbo.elbo, *gradients)
+    for terms, gradients in zip(losses, shares, strict=True):
+        found = (terms.nll, terms.kl, terms.elbo, *terms.log.values())
+        yield from (a.data if isinstance(a, Tensor) else a for a in found)
+        yield from gradients

@@ -151,7 +151,7 @@ class Step:
             raise DivergedError(self._diagnose(batch, epoch, loss))
         norm, scale = math.nan, 1.0
         if want_norm:
-            norm = gradient_norm(optimizer.parameters)
+            norm = gradient_norm(optimizer.main)
         if settings.clip_norm is not None and norm > settings.clip_norm:
             scale = settings.clip_norm / norm
         optimizer.learning_rate = settings.learning_rate(epoch)
@@ -179,13 +179,15 @@ class Step:
             return None  # a GPU, or the reference: there is no machine code to call
         if batch.y is not None or batch.mask is not None:
             return None
-        key = (x.shape, x.dtype)
+        key = (x.shape, x.dtype, batch.total)
         if key not in self._recorded:
             self._recorded[key] = None  # the first step compiles the kernels
             return None
         recorded = self._recorded[key]
         if recorded is None and sum(map(bool, self._recorded.values())) < MOST_RECORDED:
-            recorded = RecordedStep(self._shards, self.optimizer, self._objective)
+            recorded = RecordedStep(
+                self._shards, self.optimizer, self._objective, total=batch.total
+            )
             self._recorded[key] = recorded
         return recorded if recorded is not None and recorded.fits() else None
 

@@ -17,6 +17,7 @@ from ..likelihoods import Likelihood
 from ..nn import Module
 from ..objectives import Terms
 from ..ops.noise import Draw
+from ..optim import Group
 from ..priors import Prior
 from ..tensor import Tensor
 from . import networks
@@ -70,6 +71,13 @@ class Model(Module):
     def reconstruct(self, batch: Batch) -> Any:
         """Raw parameters of p(x | z) at each row's own code, an array."""
         return self.decode(self.encode(batch.x, batch.y)[0], batch.y).data
+
+    def groups(self) -> list[Group]:
+        """Parameters with a learning rate of their own: networks that are trained beside this one.
+
+        Their loss is added to `loss`; `nn.frozen` and `detach` keep the gradients apart.
+        """
+        return []
 
     def after_step(self, terms: Terms) -> None:
         """Called after each update with the terms of its batch: moving averages and the like."""
