@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .base import Model, Parts, Spec
 from .discrete import Bernoulli, Categorical, Gumbel
+from .ladder import BottomUp, Ladder
 from .vae import VAE
 from .world import World
 
@@ -15,6 +16,8 @@ _ALL: tuple[type[Spec], ...] = (
     Gumbel,
     Categorical,
     Bernoulli,
+    Ladder,
+    BottomUp,
     World,
 )
 KINDS: dict[str, type[Spec]] = {kind.name: kind for kind in _ALL}
