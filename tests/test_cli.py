@@ -263,6 +263,19 @@ def test_rows_that_are_no_images(here):
             assert min(image.size) > 100
 
 
+@pytest.mark.parametrize("options", [("--model", "ladder:3:2"), ("--model", "bottomup:2")])
+def test_a_model_without_a_kl_of_each_dimension(here, options):
+    """Every command works for it; its own log is shown in place of what it has not."""
+    np.save("rows.npy", np.random.default_rng(0).random((40, 5)) < 0.5)
+    small = (*SMALL[:4], "--batch-size", 16)
+    printed = done("train", "rows.npy", "--epochs", 2, "--out", "a", *small, *options)
+    assert "of 3 latent dimensions active" in printed
+    assert not metrics(Path("a"))[0]["kl_per_dimension"]
+    for command in ("sample", "reconstruct", "interpolate", "traverse"):
+        done(command, "a", "--out", "picture.png")
+    assert "active" in done("evaluate", "a")
+
+
 def test_a_collapse_is_told_once(here):
     np.save("rows.npy", np.random.default_rng(0).random((40, 5)) < 0.5)
     options = ("--beta", 1000, "--epochs", 4, "--learning-rate", 0.05, "--out", "a")

@@ -120,7 +120,8 @@ class Log(train.Callback):
         line += f"{record['kl']:>7.2f}"
         if "validation_elbo" in record:
             line += f"{sign * record['validation_elbo']:>9.2f}"
-        line += f"{record['active_units']:>4}/{len(kl):<2}{norm:>7.{'1f' if norm < 1e4 else '0e'}}"
+        line += f"{record['active_units']:>4}/{self.model.latent_dim:<2}"
+        line += f"{norm:>7.{'1f' if norm < 1e4 else '0e'}}"
         line += f"{record['examples_per_second']:>11,.0f}"
         return f"{line}  {bars(kl)}" if self._has_room() else line
 
@@ -241,7 +242,12 @@ def show_evaluation(
     )
     table.add_row("KL(q(z|x), p(z))", f"{result.kl:.3f}")
     console.print(table)
+    for name, value in result.log.items():
+        say(console, name, f"{value:.4f}")
     kl = result.kl_per_dimension
+    if not kl:
+        say(console, "active", f"{result.active_units} of {model.latent_dim} latent dimensions")
+        return
     active = f"active: {result.active_units} of {len(kl)}"
     table = Table("latent", Column("KL, nats", justify="right"), Column(active, min_width=40))
     for j in sorted(range(len(kl)), key=lambda j: -kl[j]):

@@ -30,6 +30,12 @@ from .recorded import RecordedStep
 from .schedules import Schedule
 from .tensor import NonFiniteError, Tensor, detect_nonfinite
 
+# What the record of an epoch holds for every model; the model's own log comes beside it.
+RECORDED = frozenset(
+    {"epoch", "step", "elbo", "nll", "kl", "kl_weight", "learning_rate", "gradient_norm", "seconds",
+     "examples_per_second", "kl_per_dimension", "active_units", "warning", "validation_elbo",
+     "validation_nll", "validation_kl"}
+)  # fmt: skip
 EVALUATED_ROWS = 10_000  # of the training data, where there is no validation set
 
 
