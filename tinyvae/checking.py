@@ -132,6 +132,8 @@ CASES: dict[str, Callable[[Any], Case]] = {
     "getitem": lambda rng: ((_normal(rng, 5, 4), (np.array([0, 2, 2]), slice(1, 3))), {}),
     "exp": lambda rng: ((_normal(rng, 3, 4),), {}),
     "log": lambda rng: ((_positive(rng, 3, 4),), {}),
+    "log1p": lambda rng: ((_positive(rng, 3, 4),), {}),
+    "log_gamma_ratio": lambda rng: ((_positive(rng, 3, 4), 5 * _positive(rng, 4)), {}),
     "sqrt": lambda rng: ((_positive(rng, 3, 4),), {}),
     "relu": lambda rng: ((_away_from_zero(rng, 3, 4),), {}),
     "leaky_relu": lambda rng: ((_away_from_zero(rng, 3, 4),), {"slope": 0.2}),

@@ -229,7 +229,7 @@ def show_evaluation(
     table = Table("mean of the rows", Column("nats", justify="right"),
                   Column("bits/dimension", justify="right"))  # fmt: skip
     bounds = {"ELBO": result.elbo, f"log p(x), {samples} samples": log_p}
-    if model.likelihood == "bce":
+    if model.likelihood_.is_loss:
         table.add_row("loss, bounds no likelihood", f"{-result.elbo:.3f}")
         bounds = {}
     for name, nats in bounds.items():
@@ -238,7 +238,7 @@ def show_evaluation(
                 name, f"{nats:.3f}", f"{bits_per_dimension(nats, model.n_features_in_):.4f}"
             )
     table.add_row(
-        "cross-entropy" if model.likelihood == "bce" else "nll, -log p(x|z)", f"{result.nll:.3f}"
+        "cross-entropy" if model.likelihood_.is_loss else "nll, -log p(x|z)", f"{result.nll:.3f}"
     )
     table.add_row("KL(q(z|x), p(z))", f"{result.kl:.3f}")
     console.print(table)

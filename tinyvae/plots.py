@@ -376,4 +376,4 @@ def as_seen(model: VAE, rows: np.ndarray) -> np.ndarray:
 
 def limits(model: VAE) -> tuple[float, float] | None:
     """The values that are black and white; None if they are not known beforehand."""
-    return None if model.likelihood == "gaussian" and model.scale_ == 1 else (0.0, 1.0)
+    return model.likelihood_.limits if model.scale_ == 1 else (0.0, 1.0)
