@@ -35,6 +35,7 @@ from .elbo import (
     gaussian_fixed_elbo_forward,
     gaussian_fixed_elbo_value_and_grad,
 )
+from .gather import gather_bits, gather_rows
 from .gaussian import (
     gaussian_kl_backward,
     gaussian_kl_between_backward,
@@ -149,6 +150,8 @@ __all__ = [
     "cuda_problem",
     "cupy_device",
     "empty",
+    "gather_bits",
+    "gather_rows",
     "gaussian_elbo_backward",
     "gaussian_elbo_forward",
     "gaussian_elbo_value_and_grad",
