@@ -321,6 +321,7 @@ class Run:
             "gradient_norm": norm,
             "seconds": progress.seconds + progress.epoch_seconds,
             "examples_per_second": count / max(progress.epoch_seconds, 1e-9),
+            "peak_memory_mb": devices.peak_memory(),
             "kl_per_dimension": list(result.kl_per_dimension),
             "active_units": result.active_units,
         }
