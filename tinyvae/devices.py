@@ -115,7 +115,9 @@ def to_host(array: Any) -> np.ndarray:
 def peak_memory() -> float:
     """The most memory that this process has had in use so far, MB (2^20 bytes); NaN if unknown."""
     with contextlib.suppress(OSError):  # ru_maxrss would include the parent's memory at the fork
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").open())
+        status = dict(
+            line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
+        )
         return int(status["VmHWM"].split()[0]) / 2**10
     with contextlib.suppress(ImportError):  # Windows has none
         import resource
