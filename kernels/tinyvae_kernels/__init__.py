@@ -16,7 +16,7 @@ from typing import Any
 from ._cuda import cuda_problem, cupy_device, is_device_array
 from ._dispatch import BACKENDS, BackendError, backend, cpu_backend, empty, numba_problem
 from ._memory import release as release_memory
-from ._program import Cell, Program
+from ._program import Cell, Program, run_programs
 from ._threads import cores, threads
 from .activation import ACTIVATIONS, bias_activation_backward, bias_activation_forward
 from .arena import Arena, scratch
@@ -35,7 +35,6 @@ from .elbo import (
     gaussian_fixed_elbo_forward,
     gaussian_fixed_elbo_value_and_grad,
 )
-from .gather import gather_bits, gather_rows
 from .gaussian import (
     gaussian_kl_backward,
     gaussian_kl_between_backward,
@@ -59,13 +58,6 @@ from .likelihood import (
     gaussian_nll_value_and_grad,
 )
 from .logistic_mixture import logistic_mixture_nll_backward, logistic_mixture_nll_forward
-from .mixture import (
-    MixtureSaved,
-    mixture_log_prob_backward,
-    mixture_log_prob_forward,
-    mixture_marginal_log_prob_backward,
-    mixture_marginal_log_prob_forward,
-)
 from .optimizer import adam_numbers, adam_update, sgd_update
 from .patches import (
     Geometry,
@@ -102,11 +94,6 @@ PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "gaussian_elbo": (gaussian_elbo_forward, gaussian_elbo_backward),
     "gaussian_fixed_elbo": (gaussian_fixed_elbo_forward, gaussian_fixed_elbo_backward),
     "log_mean_exp": (log_mean_exp_forward, log_mean_exp_backward),
-    "mixture_log_prob": (mixture_log_prob_forward, mixture_log_prob_backward),
-    "mixture_marginal_log_prob": (
-        mixture_marginal_log_prob_forward,
-        mixture_marginal_log_prob_backward,
-    ),
     "nearest_code": (nearest_code_forward, nearest_code_backward),
     "bias_activation": (bias_activation_forward, bias_activation_backward),
     "total": (total_forward, total_backward),
@@ -125,7 +112,6 @@ __all__ = [
     "ElboSaved",
     "Geometry",
     "ImportanceSaved",
-    "MixtureSaved",
     "Program",
     "adam_numbers",
     "adam_update",
@@ -150,8 +136,6 @@ __all__ = [
     "cuda_problem",
     "cupy_device",
     "empty",
-    "gather_bits",
-    "gather_rows",
     "gaussian_elbo_backward",
     "gaussian_elbo_forward",
     "gaussian_elbo_value_and_grad",
@@ -180,10 +164,6 @@ __all__ = [
     "log_mean_exp_forward",
     "logistic_mixture_nll_backward",
     "logistic_mixture_nll_forward",
-    "mixture_log_prob_backward",
-    "mixture_log_prob_forward",
-    "mixture_marginal_log_prob_backward",
-    "mixture_marginal_log_prob_forward",
     "nearest_code_backward",
     "nearest_code_forward",
     "numba_problem",
@@ -194,6 +174,7 @@ __all__ = [
     "release_memory",
     "reparameterize_backward",
     "reparameterize_forward",
+    "run_programs",
     "scratch",
     "sgd_update",
     "swap_axes",

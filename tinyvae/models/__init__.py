@@ -6,20 +6,8 @@
 from __future__ import annotations
 
 from .base import Model, Parts, Spec
-from .discrete import Bernoulli, Categorical, Gumbel
-from .ladder import BottomUp, Ladder
 from .vae import VAE
-from .world import World
 
-_ALL: tuple[type[Spec], ...] = (
-    VAE,
-    Gumbel,
-    Categorical,
-    Bernoulli,
-    Ladder,
-    BottomUp,
-    World,
-)
-KINDS: dict[str, type[Spec]] = {kind.name: kind for kind in _ALL}
+KINDS: dict[str, type[Spec]] = {kind.name: kind for kind in (VAE,)}
 
 __all__ = ["KINDS", "Model", "Parts", "Spec"]
