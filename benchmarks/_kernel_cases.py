@@ -18,6 +18,7 @@ SAMPLES = 50  # K of log_mean_exp
 CLASSES = 16  # of a categorical position
 COMPONENTS = 5  # of a mixture of logistics
 CODES, WIDTH = 512, 64  # of the codebook
+GAUSSIANS = 64  # of a mixture
 IMAGE = (28, 28, 32)
 PATCH: dict[str, Any] = {"kernel": (4, 4), "stride": 2, "padding": 1}
 POSITIONS = 14 * 14  # of such patches in an image
@@ -166,6 +167,22 @@ def _codebook(B: int, D: int) -> Shape:
     return (CODES, WIDTH)
 
 
+def _mixed(B: int, D: int) -> Shape:
+    return (max(1, B * D // (GAUSSIANS * Z)), Z)
+
+
+def _mixed_rows(B: int, D: int) -> Shape:
+    return _mixed(B, D)[:1]
+
+
+def _gaussians(B: int, D: int) -> Shape:
+    return (GAUSSIANS, Z)
+
+
+def _weights(B: int, D: int) -> Shape:
+    return (GAUSSIANS,)
+
+
 def _pixels(B: int, D: int) -> Shape:
     return (B, D // (3 * COMPONENTS))
 
@@ -184,6 +201,11 @@ LOGITS, BITS = argument("logits", "logits"), argument("x", "bits", data=True)
 X = argument("x", "normal", data=True)
 LATENT = (argument("mu", "normal", _latent), argument("logvar", "logvar", _latent))
 BIASED = (argument("x", "normal"), argument("bias", "normal", _columns))
+MIXTURE = (
+    argument("z", "normal", _mixed), argument("log_weights", "normal", _weights),
+    argument("mu", "normal", _gaussians), argument("logvar", "logvar", _gaussians),
+)  # fmt: skip
+MIXTURE_NOTE = f"z (B D / {GAUSSIANS * Z}, {Z}), {GAUSSIANS} Gaussians"
 PATCHES_NOTE = "n = B D / 25088 images of 28 x 28 x 32, 4 x 4 patches, stride 2"
 
 KERNELS = {
@@ -240,6 +262,8 @@ KERNELS = {
             "log_mean_exp", (argument("log_w", "log_weights", _samples),), _means,
             note=f"(B D / {SAMPLES}, {SAMPLES})",
         ),
+        Kernel("mixture_log_prob", MIXTURE, _mixed_rows, note=MIXTURE_NOTE),
+        Kernel("mixture_marginal_log_prob", MIXTURE, _mixed, note=MIXTURE_NOTE),
         Kernel(
             "nearest_code",
             (

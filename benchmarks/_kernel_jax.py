@@ -65,6 +65,19 @@ def beta_nll(log_alpha: Any, log_beta: Any, x: Any) -> Any:
     return jnp.sum(log_b - (a - 1) * jnp.log(x) - (b - 1) * jnp.log1p(-x), axis=1)
 
 
+def log_normal(z: Any, mu: Any, logvar: Any) -> Any:
+    """(B, K, Z)."""
+    return -0.5 * (LOG_2PI + logvar + (z[:, None] - mu) ** 2 * jnp.exp(-logvar))
+
+
+def mixture_log_prob(z: Any, log_weights: Any, mu: Any, logvar: Any) -> Any:
+    return jax.nn.logsumexp(log_weights + log_normal(z, mu, logvar).sum(2), axis=1)
+
+
+def mixture_marginal_log_prob(z: Any, log_weights: Any, mu: Any, logvar: Any) -> Any:
+    return jax.nn.logsumexp(log_weights[:, None] + log_normal(z, mu, logvar), axis=1)
+
+
 def nearest_code(z: Any, codebook: Any) -> Any:
     """Straight through: |e|^2 - 2 z e decides, z gets the gradient."""
     product = jnp.matmul(z, codebook.T, precision="highest")  # float32 on a GPU, too
@@ -136,7 +149,8 @@ FUNCTIONS: dict[str, list[Callable]] = {
         gaussian_kl, gaussian_kl_between, bernoulli_nll, gaussian_nll, gaussian_fixed_nll,
         bernoulli_elbo, gaussian_elbo, gaussian_fixed_elbo, reparameterize, col2im,
         gaussian_kl_total, total, log_mean_exp, categorical_nll,
-        logistic_mixture_nll, beta_nll, nearest_code,
+        logistic_mixture_nll, beta_nll, nearest_code, mixture_log_prob,
+        mixture_marginal_log_prob,
         bias_activation,
     )
 }  # fmt: skip

@@ -66,6 +66,19 @@ def beta_nll(log_alpha: Tensor, log_beta: Tensor, x: Tensor) -> Tensor:
     return torch.sum(log_b - (a - 1) * torch.log(x) - (b - 1) * torch.log1p(-x), dim=1)
 
 
+def log_normal(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """(B, K, Z)."""
+    return -0.5 * (LOG_2PI + logvar + (z[:, None] - mu) ** 2 * torch.exp(-logvar))
+
+
+def mixture_log_prob(z: Tensor, log_weights: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    return torch.logsumexp(log_weights + log_normal(z, mu, logvar).sum(2), 1)
+
+
+def mixture_marginal_log_prob(z: Tensor, log_weights: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    return torch.logsumexp(log_weights[:, None] + log_normal(z, mu, logvar), 1)
+
+
 def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     """Straight through: |e|^2 - 2 z e decides, z gets the gradient."""
     distance = torch.addmm((codebook**2).sum(1), z, codebook.T, alpha=-2)
@@ -165,7 +178,8 @@ LIKE_OURS = {
         gaussian_kl, gaussian_kl_between, bernoulli_nll, gaussian_nll, gaussian_fixed_nll,
         bernoulli_elbo, gaussian_elbo, gaussian_fixed_elbo, reparameterize, gaussian_sample,
         im2col, col2im, gaussian_kl_total, total, log_mean_exp, categorical_nll,
-        logistic_mixture_nll, beta_nll, nearest_code, bias_activation,
+        logistic_mixture_nll, beta_nll, nearest_code, mixture_log_prob,
+        mixture_marginal_log_prob, bias_activation,
     )
 }  # fmt: skip
 LIKE_OURS["bias_gelu"] = bias_activation

@@ -64,7 +64,8 @@ def sampled(baseline=None):
     logits = encoder(x)
     z = est.sample_bits(logits, rng.random(logits.shape))
     b = 0.0 if baseline is None else baseline(x)
-    bound = est.score_function(log_p(z), est.bernoulli_log_prob(logits, z), b)
+    log_q = est.bernoulli_log_prob(logits, z)
+    bound = est.score_function(log_p(z) - log_q.detach(), log_q, b)
     if baseline is not None:
         baseline.update(bound.data)
     return bound
@@ -73,9 +74,9 @@ def sampled(baseline=None):
 def vimco(K=5):
     logits = encoder(x)
     z = est.sample_bits(logits, rng.random((K, *logits.shape)))  # (K, B, N)
-    return est.vimco(
-        ops.transpose(log_p(z)), ops.transpose(est.bernoulli_log_prob(logits, z))
-    )  # each (K, B) -> (B, K)
+    log_q = est.bernoulli_log_prob(logits, z)
+    log_w = log_p(z) - log_q
+    return est.vimco(ops.transpose(log_w), ops.transpose(log_q))  # each (K, B) -> (B, K)
 
 
 def gumbel(temperature, hard=False):

@@ -260,6 +260,8 @@ CASES: dict[str, st.SearchStrategy[Case]] = {
     "getitem": indexings(),
     "exp": unary(normal),
     "log": unary(positive),
+    "log1p": unary(positive),
+    "log_gamma_ratio": binary(positive, positive),
     "sqrt": unary(positive),
     "relu": unary(away_from_zero),
     "leaky_relu": unary(away_from_zero, slope=st.sampled_from([0.01, 0.3, 1.5])),

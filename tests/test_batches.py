@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tinyvae.batches import Rows
+from tinyvae.batches import Batch, Rows
 from tinyvae.ops import noise
 from tinyvae.ops.noise import Stream
 
@@ -171,3 +171,12 @@ def test_epochs_differ_and_seeds_decide(grey):
     assert not np.array_equal(order(3, 1), order(4, 1))
     whole = np.concatenate(Rows(grey, SHAPE, seed=3).shuffled(20, epoch=1))
     np.testing.assert_array_equal(whole, order(3, 1))  # whatever the batch size
+
+
+def test_a_batch_knows_how_many_rows_there_are_in_all():
+    rows = Rows(np.zeros((10, 3), np.float32), (3,))
+    batch = rows.take(np.arange(4), stream=Stream.BINARIZE)
+    assert (len(batch), batch.total, batch[:2].total, len(batch[:2])) == (4, 10, 10, 2)
+    assert [b.total for _, b in rows.in_order(4)] == [10, 10, 10]
+    alone = Batch(rows.array)
+    assert (alone.total, alone[:2].total) == (None, 10)

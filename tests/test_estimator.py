@@ -371,8 +371,13 @@ def test_save_and_load(digits, tmp_path):
 
 
 def test_what_cannot_be_saved_is_refused_before_training(digits, tmp_path):
-    likelihood = tv.likelihoods.Gaussian("learned", min_logvar=-2.0)
-    for options in ({"likelihood": likelihood}, {"kl_schedule": lambda epoch: 0.5}):
+    class Own(tv.likelihoods.Bernoulli):
+        pass
+
+    for options in (
+        {"likelihood": Own(), "binarize": "dynamic"},
+        {"kl_schedule": lambda epoch: 0.5},
+    ):
         vae = tv.VAE(**TINY | {"likelihood": "bce"} | options)
         with pytest.raises(TypeError, match="cannot be written down"):
             vae.fit(digits[:20], checkpoint=tmp_path / "c")

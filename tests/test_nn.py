@@ -382,3 +382,32 @@ def test_made_starts_at_zero_and_names_what_it_misses(rng):
         nn.MADE(3, ())
     with pytest.raises(ValueError, match="inputs must be a whole number >= 1, got 0"):
         nn.MADE(0)
+
+
+# ---------------------------------------------------------------------------------------- frozen
+def test_a_frozen_module_hands_on_the_gradient_and_takes_none(rng):
+    before, after = (nn.Linear(3, 3, rng=rng, dtype=np.float64) for _ in range(2))
+    x = rng.normal(size=(5, 3))
+    with nn.frozen(after):
+        out = after(before(x))
+    ops.sum(out).backward()  # outside of the block, where all are parameters again
+    assert after.weight.grad is None
+    assert after.bias.grad is None
+    np.testing.assert_allclose(before.weight.grad, x.T @ (np.ones((5, 3)) @ after.weight.data.T))
+    assert len(after.parameters()) == 2
+
+
+def test_frozen_ends_with_an_error(rng):
+    layer = nn.Linear(2, 1, rng=rng)
+    with pytest.raises(ValueError), nn.frozen(layer):  # noqa: PT011
+        layer(np.ones((2, 3), np.float32))
+    assert len(layer.parameters()) == 2
+
+
+def test_what_was_frozen_before_stays_so(rng):
+    layer = nn.Linear(2, 1, rng=rng)
+    with nn.frozen(layer):
+        with nn.frozen(layer):
+            pass
+        assert layer.parameters() == []
+    assert len(layer.parameters()) == 2

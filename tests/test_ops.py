@@ -152,7 +152,7 @@ def test_forward_and_backward_are_neighbours(name):
     assert not [line for line in between if line.strip()], between
 
 
-UNARY = ["neg", "exp", "log", "sqrt", "relu", "leaky_relu", "elu", "gelu", "silu", "tanh",
+UNARY = ["neg", "exp", "log", "log1p", "sqrt", "relu", "leaky_relu", "elu", "gelu", "silu", "tanh",
          "sigmoid", "softplus", "clip", "sum", "mean", "max", "logsumexp"]  # fmt: skip
 BINARY = ["add", "sub", "mul", "div"]
 

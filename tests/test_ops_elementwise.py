@@ -13,13 +13,14 @@ import strategies
 from tinyvae import Tensor, ops
 from tinyvae.ops import elementwise
 
-NAMES = ["exp", "log", "sqrt", "relu", "leaky_relu", "elu", "gelu", "sigmoid", "silu", "tanh",
-         "softplus", "where", "clip"]  # fmt: skip
+NAMES = ["exp", "log", "log1p", "sqrt", "relu", "leaky_relu", "elu", "gelu", "sigmoid", "silu",
+         "tanh", "softplus", "where", "clip"]  # fmt: skip
 X = np.linspace(-4, 4, 801)
 
 EXPECTED = {
     "exp": (X, np.exp(X)),
     "log": (X[X > 0], np.log(X[X > 0])),
+    "log1p": (X[X > -1], np.log1p(X[X > -1])),
     "sqrt": (X[X > 0], X[X > 0] ** 0.5),
     "relu": (X, X * (X > 0)),
     "leaky_relu": (X, np.maximum(X, 0.01 * X)),

@@ -179,3 +179,50 @@ def test_a_small_regression_is_learned(make, rng):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]
+
+
+# ---------------------------------------------------------------------------------------- groups
+def groups_of(parameters, **options):
+    return [optim.Group(parameters, **options)]
+
+
+def test_a_group_moves_as_by_an_optimizer_of_its_own():
+    """Two parameters in one Adam with a group: the same bits as two Adams."""
+    apart, together = two(np.float32), two(np.float32)
+    main = optim.Adam(apart[:1], 0.1, weight_decay=0.2)
+    other = optim.Adam(apart[1:], 0.01, betas=(0.5, 0.9))
+    both = optim.Adam(
+        together, 0.1, weight_decay=0.2,
+        groups=groups_of(together[1:], learning_rate=0.01, betas=(0.5, 0.9)),
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    for step in range(4):
+        main.learning_rate = both.learning_rate = 0.1 / (1 + step)
+        for one, same in zip(apart, together, strict=True):
+            one.grad = rng.normal(size=one.shape).astype(np.float32)
+            same.grad = one.grad.copy()
+        main.step(scale=0.5)
+        other.step()  # clipping is for the parameters of no group
+        both.step(scale=0.5)
+    for one, same in zip(apart, together, strict=True):
+        np.testing.assert_array_equal(one.data, same.data)
+    assert both.main == together[:1]
+    assert both.state_dict().keys() == optim.Adam(together).state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"betas": (0.5, 1.0)}, r"betas must be in \[0, 1\)"),
+    ],
+)
+def test_a_groups_options_out_of_range_are_refused(options, message):
+    parameters = two()
+    with pytest.raises(ValueError, match=message):
+        optim.Adam(parameters, groups=groups_of(parameters[1:], **options))
+
+
+def test_a_group_of_other_parameters_is_refused():
+    with pytest.raises(ValueError, match="group 1 has a parameter that the optimizer lacks"):
+        optim.Adam(two(), groups=groups_of(two()))

@@ -127,6 +127,16 @@ def test_curves(tmp_path, epochs, latent_dim, validation):
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
 
 
+def test_curves_of_a_model_with_a_log_of_its_own(tmp_path):
+    """Its KL has no part for each dimension: what it reports is shown instead."""
+    records = history(5, latent_dim=0)
+    plots.curves(records, tmp_path / "a.png")
+    for i, record in enumerate(records):
+        record |= {"kl_1": 0.5 * i, "kl_2": 1.0}
+    plots.curves(records, tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+
+
 def test_curves_need_an_epoch(tmp_path):
     with pytest.raises(ValueError, match="no epoch"):
         plots.curves([], tmp_path / "a.png")

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import tinyvae_kernels as kernels
-from tinyvae import Tensor, devices, likelihoods, nn, ops, optim, schedules, train
+from tinyvae import Tensor, batches, devices, likelihoods, nn, ops, optim, schedules, train
+from tinyvae.batches import Batch
 from tinyvae.models import vae
+from tinyvae.ops.noise import Stream
 
 SHAPES = {"mlp": (12,), "conv": (8, 8, 1)}
 
@@ -190,3 +192,81 @@ def test_a_ready_step_calls_no_op(monkeypatch):
             monkeypatch.setattr(ops, name, lambda *a, **k: made.append("op"))
         step(x)
     assert not made
+
+
+class Reporting(vae.VAENetwork):
+    """Its log is made in NumPy, which no recording repeats; its gradients come from kernels."""
+
+    def loss(self, batch, draw, **options):
+        terms = super().loss(batch, draw, **options)
+        return terms._replace(log={"nats": terms.nll + terms.kl, "total": batch.total})
+
+
+def test_a_log_that_no_kernel_makes_is_noticed(rng):
+    made = network_of("mlp")
+    network = Reporting(made.encoder, made.decoder, 3)
+    with train.Step(network, optim.Adam(network.parameters()), settings_of()) as step:
+        for _ in range(5):
+            x = (rng.random((8, 12)) < 0.4).astype(np.float32)
+            nll, kl, _ = step(Batch(x, total=100))
+            assert step.log["nats"] == pytest.approx(float((nll + kl).mean()), rel=1e-6)
+            assert step.log["total"] == 100
+        assert [r.state for r in step._recorded.values() if r is not None] == ["refused"]
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_group_is_recorded_too(shards, monkeypatch):
+    monkeypatch.setattr(train, "shard_count", lambda network, size: shards)
+
+    def run(recorded):
+        network, rng = network_of("mlp"), np.random.default_rng(0)
+        group = optim.Group(network.decoder.parameters(), 0.03, (0.5, 0.9))
+        optimizer = optim.Adam(network.parameters(), groups=[group])
+        with train.Step(network, optimizer, settings_of(clip_norm=0.1)) as step:
+            if not recorded:
+                step._recording = lambda x: None
+            for _ in range(6):
+                step((rng.random((8, 12)) < 0.4).astype(np.float32))
+            states = [r.state for r in step._recorded.values() if r is not None]
+        assert states == (["ready"] if recorded else [])
+        return [tensor.data for tensor in network.parameters()]
+
+    for a, b in zip(run(True), run(False), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("binarize", [None, "dynamic"])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_program_reads_its_rows_itself(kind, binarize, shards, monkeypatch, rng):
+    """Gathered, scaled and binarized inside: the same bits as a batch made beforehand."""
+    monkeypatch.setattr(train, "shard_count", lambda network, size: shards)
+    pixels = rng.integers(0, 256, (40, 12)).astype(np.uint8)
+    array, scale = (pixels, 255.0) if kind == np.uint8 else ((pixels / 255).astype(kind), 1.0)
+    rows = batches.Rows(array, (12,), scale=scale, binarize=binarize, seed=4)
+    found = []
+    for draw in (rows.draw, rows.take):
+        network = network_of("mlp", likelihood=likelihoods.CrossEntropy())
+        optimizer = optim.Adam(network.parameters(), 1e-2)
+        with train.Step(network, optimizer, settings_of()) as step:
+            for i in range(6):
+                index = np.random.default_rng(i).permutation(40)[:8]
+                losses = step(draw(index, stream=Stream.BINARIZE, step=i))[:2]
+            states = [r.state for r in step._recorded.values() if r is not None]
+        assert states == ["ready"]
+        found.append([*losses, *(tensor.data for tensor in network.parameters())])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        batches.Rows(np.zeros((9, 4), np.uint8), (4,), y=np.arange(9)),
+        batches.Rows(np.zeros((4, 9), np.float32).T, (4,)),
+        batches.Rows(np.zeros((9, 4), np.int16), (4,)),
+    ],
+    ids=["labels", "strided", "int16"],
+)
+def test_other_rows_are_read_beforehand(rows):
+    assert isinstance(rows.draw(np.arange(3), stream=Stream.BINARIZE, step=0), batches.Batch)

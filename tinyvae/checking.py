@@ -110,6 +110,11 @@ def _mixture(rng: Any, *shape: int) -> tuple[np.ndarray, ...]:
     return _normal(rng, *shape), _normal(rng, *shape), _positive(rng, *shape)
 
 
+def _gaussians(rng: Any, *weights: int) -> tuple[np.ndarray, ...]:
+    """Five rows, and a mixture of four Gaussians with weights of that shape."""
+    return (_normal(rng, 5, 3), _normal(rng, *weights), _normal(rng, 4, 3), _normal(rng, 4, 3))
+
+
 def _elbo_case(rng: Any, parameters: int, x: Any, **options: Any) -> Case:
     free = {"beta": 1.7, "free_bits": 0.05} | options
     given = tuple(_normal(rng, 5, 7) for _ in range(parameters))
@@ -127,6 +132,8 @@ CASES: dict[str, Callable[[Any], Case]] = {
     "getitem": lambda rng: ((_normal(rng, 5, 4), (np.array([0, 2, 2]), slice(1, 3))), {}),
     "exp": lambda rng: ((_normal(rng, 3, 4),), {}),
     "log": lambda rng: ((_positive(rng, 3, 4),), {}),
+    "log1p": lambda rng: ((_positive(rng, 3, 4),), {}),
+    "log_gamma_ratio": lambda rng: ((_positive(rng, 3, 4), 5 * _positive(rng, 4)), {}),
     "sqrt": lambda rng: ((_positive(rng, 3, 4),), {}),
     "relu": lambda rng: ((_away_from_zero(rng, 3, 4),), {}),
     "leaky_relu": lambda rng: ((_away_from_zero(rng, 3, 4),), {"slope": 0.2}),
@@ -203,6 +210,8 @@ CASES: dict[str, Callable[[Any], Case]] = {
         (*_mixture(rng, 5, 3, 4), Tensor(rng.integers(0, 8, (5, 3)) / 3.5 - 1)),
         {"levels": 8},
     ),
+    "mixture_log_prob": lambda rng: (_gaussians(rng, 4), {}),
+    "mixture_marginal_log_prob": lambda rng: (_gaussians(rng, 5, 4), {}),
     "log_mean_exp": lambda rng: ((_normal(rng, 5, 4),), {}),
     "bias_activation": lambda rng: (
         (_normal(rng, 5, 3, 4), _normal(rng, 4)),

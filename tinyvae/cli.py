@@ -26,7 +26,7 @@ except ModuleNotFoundError:
     print('the command line needs: pip install "tinyvae[cli]"', file=sys.stderr)
     raise SystemExit(2) from None
 
-from . import __version__, checking, console, models, plots, priors, runs
+from . import __version__, checking, console, likelihoods, models, plots, priors, runs
 from ._text import unknown
 from .checkpoint import replacing
 from .console import say
@@ -157,10 +157,11 @@ Activation = Annotated[str | None, _option(
 
 _of = {"panel": "Objective"}
 Likelihood = Annotated[str | None, _option(
-    "bernoulli for bits, gaussian for real values, bce (a plain loss) for grey values.",
-    unit="NAME", default="bernoulli", **_of)]
+    f"p(x|z): {', '.join(likelihoods.LIKELIHOODS)}; options after a colon: student:4, "
+    "mixture_logistic:5. bce is a plain loss.", unit="NAME", default="bernoulli", **_of)]
 Variance = Annotated[str | None, _option(
-    "Of the gaussian likelihood: a number, or learned.", unit="X", default="1", **_of)]
+    "Of the gaussian likelihood: a number, learned (for every value) or shared.", unit="X",
+    default="1", **_of)]
 Beta = Annotated[float | None, _option("Weight of the KL.", unit="X", default="1", **_of)]
 KLSchedule = Annotated[str | None, _option(
     "Factor of beta over the epochs: linear:0:1:10, cyclical:0:1:5, ..", unit="X",
@@ -329,11 +330,11 @@ def evaluate(
     """Give the ELBO, its terms, log p(x), and the use of the latents."""
     opened = runs.open_run(run, device)
     model = opened.model
-    if samples and model.likelihood == "bce":
+    if samples and model.likelihood_.is_loss:
         raise ValueError("--samples estimates a log-likelihood, but bce is a plain loss")
     rows = _rows(opened, source, split, data_dir, array)[:limit]
     result, K, log_p = model.evaluate(rows), 100 if samples is None else samples, None
-    if K and model.likelihood != "bce":
+    if K and not model.likelihood_.is_loss:
         with out.status(f"estimating log p(x), {K} samples a row"):
             log_p = float(model.log_likelihood(rows, K).mean(dtype=np.float64))
     say(out, "model", str(run))

@@ -120,7 +120,8 @@ class Log(train.Callback):
         line += f"{record['kl']:>7.2f}"
         if "validation_elbo" in record:
             line += f"{sign * record['validation_elbo']:>9.2f}"
-        line += f"{record['active_units']:>4}/{len(kl):<2}{norm:>7.{'1f' if norm < 1e4 else '0e'}}"
+        line += f"{record['active_units']:>4}/{self.model.latent_dim:<2}"
+        line += f"{norm:>7.{'1f' if norm < 1e4 else '0e'}}"
         line += f"{record['examples_per_second']:>11,.0f}"
         return f"{line}  {bars(kl)}" if self._has_room() else line
 
@@ -155,7 +156,7 @@ def introduce(model: VAE, data: Dataset, console: Console) -> None:
         when = "at every step" if model.binarize == "dynamic" else "once"
         say(console, "", f"{model.binarize} binarization: bits are drawn from the values {when}")
     size = sum(tensor.data.size for tensor in model.network_.parameters())
-    say(console, "model", f"{model.architecture}, {model.latent_dim} latent dimensions, "
+    say(console, "model", f"{model.architecture}, {model.network_.latent_dim} latent dimensions, "
         f"{size:,} parameters, {model.likelihood}, seed {model.seed_}, "
         f"on {model.device_}")  # fmt: skip
 
@@ -210,7 +211,7 @@ def _achieved(model: VAE, test: np.ndarray, config: Config, console: Console) ->
     if config.samples:
         log_p = float(model.log_likelihood(test, config.samples).mean(dtype=np.float64))
         say(console, "", f"log p(x) {nats_and_bits(log_p, model)} ({config.samples} samples a row)")
-    active = f"{result.active_units} of {model.latent_dim} latent dimensions active"
+    active = f"{result.active_units} of {model.network_.latent_dim} latent dimensions active"
     say(console, "", f"{active}; {last['seconds']:.1f} seconds, {last['epoch']} epoch"
         + "s" * (last["epoch"] > 1))  # fmt: skip
 
@@ -228,7 +229,7 @@ def show_evaluation(
     table = Table("mean of the rows", Column("nats", justify="right"),
                   Column("bits/dimension", justify="right"))  # fmt: skip
     bounds = {"ELBO": result.elbo, f"log p(x), {samples} samples": log_p}
-    if model.likelihood == "bce":
+    if model.likelihood_.is_loss:
         table.add_row("loss, bounds no likelihood", f"{-result.elbo:.3f}")
         bounds = {}
     for name, nats in bounds.items():
@@ -237,11 +238,16 @@ def show_evaluation(
                 name, f"{nats:.3f}", f"{bits_per_dimension(nats, model.n_features_in_):.4f}"
             )
     table.add_row(
-        "cross-entropy" if model.likelihood == "bce" else "nll, -log p(x|z)", f"{result.nll:.3f}"
+        "cross-entropy" if model.likelihood_.is_loss else "nll, -log p(x|z)", f"{result.nll:.3f}"
     )
     table.add_row("KL(q(z|x), p(z))", f"{result.kl:.3f}")
     console.print(table)
+    for name, value in result.log.items():
+        say(console, name, f"{value:.4f}")
     kl = result.kl_per_dimension
+    if not kl:
+        say(console, "active", f"{result.active_units} of {model.latent_dim} latent dimensions")
+        return
     active = f"active: {result.active_units} of {len(kl)}"
     table = Table("latent", Column("KL, nats", justify="right"), Column(active, min_width=40))
     for j in sorted(range(len(kl)), key=lambda j: -kl[j]):

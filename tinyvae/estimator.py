@@ -42,8 +42,11 @@ class VAE(Parameters):
     stride 2 with `channels` filters, then `hidden`).  encoder, decoder: your own modules instead,
     x (B, ...) -> (mu, logvar) and z (B, Z) -> raw parameters; they are copied at fit.
     image_shape: (H, W, C), to read flat rows as images.
-    likelihood: "bernoulli" (bits), "gaussian" (real values; `variance` a number or "learned") or
-    "bce" (grey values in [0, 1]; a loss, not a likelihood); or an object of tinyvae.likelihoods.
+    likelihood: "bernoulli" (bits), "gaussian" (real values; `variance` a number, "learned" for
+    every value or "shared"), "bce" (grey values in [0, 1]; a loss, not a likelihood), "laplace",
+    "student:4" (real values), "beta" (in (0, 1)), "logistic:256", "mixture_logistic:5" (pixels of
+    few levels), "categorical:10" (classes), "poisson" or "negative_binomial" (counts); or an object
+    of tinyvae.likelihoods.
     binarize: "dynamic" or "static" draws bits from grey values; None leaves the data alone.
     beta, kl_schedule: weight of the KL is beta times the schedule, a number, a text such as
     "linear:0:1:10", or a function of the time in epochs.  free_bits: nats per dimension and row.
@@ -152,7 +155,7 @@ class VAE(Parameters):
         prior, flow = self._specs()
         self._kind().check(
             prior=prior, flow=flow, free_bits=self.free_bits, own=self._own(),
-            likelihood=likelihoods.resolve(self.likelihood, self.variance),
+            likelihood=self._likelihood(),
         )  # fmt: skip
 
     def _kind(self) -> Spec:
@@ -162,6 +165,9 @@ class VAE(Parameters):
         """What was asked for as prior and as flow."""
         flow = None if self.flow is None else spelling.parse(self.flow, flows.KINDS, "flow")
         return spelling.parse(self.prior, priors.KINDS, "prior"), flow
+
+    def _likelihood(self) -> likelihoods.Likelihood:
+        return likelihoods.resolve(self.likelihood, self.variance)
 
     def _own(self) -> tuple[Callable, Callable] | None:
         """The user's own networks."""
@@ -267,7 +273,8 @@ class VAE(Parameters):
         self.row_shape_ = tuple(X.shape[1:])
         self.data_shape_ = tuple(self.image_shape or rows.shape[1:])
         self.n_features_in_ = rows[0].size
-        self.scale_ = 255.0 if rows.dtype == np.uint8 and rows.max(initial=0) > 1 else 1.0
+        pixels = rows.dtype == np.uint8 and not self._likelihood().counts
+        self.scale_ = 255.0 if pixels and rows.max(initial=0) > 1 else 1.0
         self.classes_ = _classes(y)
         self._build()
         self._best_state: dict[str, Any] | None = None
@@ -277,7 +284,7 @@ class VAE(Parameters):
     def _build(self) -> None:
         """Network and optimizer for the shapes and the seed at hand, on the device."""
         self.device_ = devices.resolve(self.device)
-        self.likelihood_ = likelihoods.resolve(self.likelihood, self.variance)
+        self.likelihood_ = self._likelihood()
         prior, flow = self._specs()
         own, dtype = self._own(), DTYPES[self.dtype]
         parts = Parts(
@@ -290,7 +297,10 @@ class VAE(Parameters):
         self.network_ = self._kind().build(parts).astype(dtype).to(self.device_)
         if own is not None:
             self._check_own_network()
-        self.optimizer_ = Adam(self.network_.parameters(), weight_decay=self.weight_decay)
+        self.optimizer_ = Adam(
+            self.network_.parameters(), weight_decay=self.weight_decay,
+            groups=self.network_.groups(),
+        )  # fmt: skip
 
     def _check_own_network(self) -> None:
         """Try a user's modules on two rows of zeros, and say what does not fit."""
@@ -308,7 +318,7 @@ class VAE(Parameters):
                     raise ValueError(f"encoder gives {name} of shape {tensor.shape} for 2 rows, "
                                      f"expected (2, {self.latent_dim})")  # fmt: skip
             output = self.network_.decode(z).data
-        expected = (*x.shape[:-1], x.shape[-1] * self.likelihood_.outputs)
+        expected = (*x.shape[:-1], x.shape[-1] * self.likelihood_.blocks)
         if output.shape != expected:
             raise ValueError(f"decoder gives shape {output.shape} for 2 rows, expected {expected}")
 
@@ -418,8 +428,9 @@ class VAE(Parameters):
         """Raw parameters of p(x | z), in batches, on the CPU."""
         self._check_fitted()
         z = np.asarray(z, DTYPES[self.dtype])
-        if z.ndim != 2 or z.shape[1] != self.latent_dim:
-            raise ValueError(f"z must be (N, {self.latent_dim}), got shape {z.shape}")
+        Z = self.network_.latent_dim
+        if z.ndim != 2 or z.shape[1] != Z:
+            raise ValueError(f"z must be (N, {Z}), got shape {z.shape}")
         labels = self._labels(y, len(z))
         return self._in_batches(
             len(z),
@@ -492,7 +503,7 @@ class VAE(Parameters):
         if steps < 2:
             raise ValueError(f"steps must be >= 2, got {steps}")
         self._check_fitted()
-        Z, dtype = int(self.latent_dim), DTYPES[self.dtype]
+        Z, dtype = self.network_.latent_dim, DTYPES[self.dtype]
         base = np.zeros((1, Z), dtype) if x is None else self.encode(np.asarray(x)[None])[0]
         quantiles = [NormalDist().inv_cdf(p) for p in np.linspace(0.025, 0.975, steps)]
         z = np.repeat(np.repeat(base, steps, axis=0)[None], Z, axis=0)  # (Z, steps, Z)

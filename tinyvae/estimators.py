@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -123,7 +123,7 @@ def gumbel_softmax(logits: Any, u: Any, *, temperature: float, hard: bool = Fals
     """
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature!r}")
-    soft = ops.exp(ops.log_softmax((logits + gumbel(u)) * (1 / temperature)))
+    soft = ops.softmax((logits + gumbel(u)) * (1 / temperature))
     if not hard:
         return soft
     return value_with_gradient(one_hot(soft.data.argmax(axis=-1), u.shape[-1], like=u), soft)
@@ -165,37 +165,40 @@ def expectation(log_q: Tensor, f: Any) -> Tensor:
 
 
 # --------------------------------------------------------------------------- the score function
-def score_function(log_p: Any, log_q: Tensor, baseline: Any = 0.0) -> Tensor:
-    """The ELBO of one sample a row, with the score-function estimate as its gradient, in nats.
+def score_function(f: Any, log_q: Tensor, baseline: Any = 0.0) -> Tensor:
+    """f of one sample a row, with the score-function estimate of grad E_q[f] as its gradient.
 
-    value:     f = log p(x, z) - log q(z | x),                              z ~ q(z | x)
-    gradient:  grad log p(x, z) + (f - baseline) grad log q(z | x)
+    value:     f(x, z),                                                     z ~ q(z | x)
+    gradient:  grad f(x, z) + (f - baseline) grad log q(z | x)
                                                 Williams 1992; Mnih and Gregor 2014, eq. 6 and 7
-    log_p, log_q: (B,), of the sampled z; baseline: a number or (B,), which may depend on x but not
-    on z: the estimate then has no bias, whatever it is (E[grad log q] = 0).  Nothing learns from
-    the baseline here; see `Baseline`.
+    f, log_q: (B,), of the sampled z; baseline: a number or (B,), which may depend on x but not on
+    z: the estimate then has no bias, whatever it is (E[grad log q] = 0).  For the ELBO, f is
+    log p(x, z) - log q(z | x); give it log q detached, whose own gradient is noise of mean zero; or
+    f is log p(x | z), beside a KL in closed form.  Nothing learns from the baseline here; see
+    `Baseline`.
     """
-    f, baseline = _values(log_p) - log_q.data, _values(baseline)
-    if np.shape(baseline) not in ((), f.shape):
-        raise ValueError(f"baseline must be a number or {f.shape}, got shape {np.shape(baseline)}")
-    return value_with_gradient(f, log_p + (f - baseline) * log_q)
+    value, baseline = _values(f), _values(baseline)
+    if np.shape(baseline) not in ((), value.shape):
+        expected = f"a number or {value.shape}"
+        raise ValueError(f"baseline must be {expected}, got shape {np.shape(baseline)}")
+    return value_with_gradient(value, f + (value - baseline) * log_q)
 
 
-def vimco(log_p: Any, log_q: Tensor) -> Tensor:
+def vimco(log_w: Any, log_q: Tensor) -> Tensor:
     """The bound of K samples a row, with VIMCO's estimate as its gradient, in nats.
 
     value:     L = log 1/K sum_k w_k,   w_k = p(x, z_k) / q(z_k | x)
     gradient:  sum_k w_k / sum w grad log w_k + sum_k (L - L_k) grad log q(z_k | x)
                L_k: L with log w_k replaced by the mean of the other samples' log w
                                                               Mnih and Rezende 2016, eq. 8 to 10
-    log_p, log_q: (B, K), K >= 2, of independent samples.  Returns (B,).
+    log_w, log_q: (B, K), K >= 2, of independent samples; log_w with its whole gradient, that of
+    -log q too: under the weights it has no mean of zero.  Returns (B,).
     Raises ValueError for K < 2: the other samples are the baseline.
     """
     if log_q.ndim != 2 or log_q.shape[1] < 2:
         raise ValueError(f"vimco needs log_q of shape (B, K), K >= 2, got {log_q.shape}")
-    bound = ops.log_mean_exp(log_p - log_q)
-    others = leave_one_out(_values(log_p) - log_q.data)
-    signal = bound.data[:, None] - others  # (B, K)
+    bound = ops.log_mean_exp(log_w)
+    signal = bound.data[:, None] - leave_one_out(_values(log_w))  # (B, K)
     return value_with_gradient(bound.data, bound + ops.sum(signal * log_q, axis=1))
 
 
@@ -214,9 +217,12 @@ class Baseline(Module):
     b(x) = mean + network(x)                          Mnih and Gregor 2014, section 2.3 (NVIL)
     network: None, or x (B, ...) -> (B, 1); it learns by `loss`.  decay: of the running mean.
     The mean is updated after the step (`update`): a baseline that has seen the sample which it is
-    compared with would bias the gradient.  NVIL's variance normalisation is left out: it rescales
-    the encoder's gradient, which Adam does anyway.
+    compared with would bias the gradient.  It is the mean of whole batches, so that training keeps
+    them in one piece.  NVIL's variance normalisation is left out: it rescales the encoder's
+    gradient, which Adam does anyway.
     """
+
+    couples_rows: ClassVar[bool] = True
 
     def __init__(self, network: Any = None, *, decay: float = 0.9, dtype: Any = np.float32):
         if not 0 <= decay < 1:
@@ -233,7 +239,7 @@ class Baseline(Module):
 
     def loss(self, f: Any, baseline: Tensor) -> Any:
         """(f - b(x))^2 of each row, (B,): what the network learns from; f: (B,) array."""
-        return (baseline - f) ** 2 if self.network is not None else 0.0
+        return (baseline - f) ** 2
 
     def update(self, f: Any) -> None:
         """Let the running mean move towards a batch's mean of f; f: (B,) or (B, K) array.

@@ -8,6 +8,7 @@ maps a tensor to a tensor may stand in a Sequential, `ops.relu` for example.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -194,6 +195,28 @@ class Module:
             values = devices.to_host(state[name])
             tensor.data = np.array(values, tensor.dtype, like=tensor.data)
             tensor.grad = None
+
+
+@contextlib.contextmanager
+def frozen(module: Module) -> Iterator[None]:
+    """Inside the block the module's parameters are constants: what is computed leaves them alone.
+
+    The gradient still passes through to the module's input, as a generator needs it from its
+    discriminator:
+
+        with frozen(discriminator):
+            loss = ops.mean(-discriminator(picture))   # trains what made the picture, alone
+
+    The op decides when it is applied, so `backward` may be called outside.
+    """
+    tensors = module.parameters()
+    for tensor in tensors:
+        tensor.requires_grad = False
+    try:
+        yield
+    finally:
+        for tensor in tensors:
+            tensor.requires_grad = True
 
 
 def _parameter(values: np.ndarray, dtype: Any) -> Tensor:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from . import ops
 from .likelihoods import Likelihood
 from .tensor import Tensor
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def gaussian_log_prob(z: Any, mu: Any, logvar: Any) -> Tensor:
+    """log N(z; mu, diag(e^logvar)) of each row, (B,) nats, with a gradient for z too.
+
+    z, mu, logvar: (B, Z).
+    """
+    away = z - mu
+    return ops.sum(away * away * ops.exp(-logvar) + logvar + LOG_2PI, axis=1) * -0.5
 
 
 class Terms(NamedTuple):

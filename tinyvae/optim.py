@@ -6,7 +6,8 @@ A learning rate belongs to a step, not to the optimizer's state: set `learning_r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -87,11 +88,29 @@ class _Optimizer:
                 array[...] = np.asarray(values, array.dtype, like=array)
 
 
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Parameters that Adam updates with a learning rate and betas of their own.
+
+    For a network that is trained beside another, on a loss of its own: a discriminator.  It has no
+    weight decay, and clipping of the gradients leaves it alone.
+    """
+
+    parameters: Sequence[Tensor]
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+NUMBERS = len(adam_numbers(step=1))  # of one group
+
+
 class Adam(_Optimizer):
     """Adam (Kingma and Ba 2015); AdamW (Loshchilov and Hutter 2019) with weight_decay > 0.
 
     parameters: tensors; learning_rate > 0; betas: decay of the two moments; eps: added to the
-    root of the second.  Raises ValueError for an option out of range.
+    root of the second; groups: those of the parameters for which other numbers hold; main: the
+    parameters of no group.
+    Raises ValueError for an option out of range, and for a group of other parameters.
     """
 
     slots = ("m", "v")
@@ -104,18 +123,39 @@ class Adam(_Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        groups: Sequence[Group] = (),
     ):
         super().__init__(parameters, learning_rate, weight_decay)
-        if not all(0 <= beta < 1 for beta in betas) or eps <= 0:
-            raise ValueError(f"betas must be in [0, 1) and eps > 0, got {betas} and {eps}")
-        self.betas, self.eps = betas, eps
+        self.betas, self.eps, self.groups = betas, eps, tuple(groups)
+        for rates in (betas, *(group.betas for group in self.groups)):
+            if not all(0 <= beta < 1 for beta in rates) or eps <= 0:
+                raise ValueError(f"betas must be in [0, 1) and eps > 0, got {rates} and {eps}")
+        number = {id(tensor): i for i, tensor in enumerate(self.parameters)}
+        self._group = [0] * len(number)  # of each parameter: 0, or 1 + its place in groups
+        for place, group in enumerate(self.groups, 1):
+            if not group.learning_rate > 0:
+                raise ValueError(f"learning_rate must be positive, got {group.learning_rate}")
+            for tensor in group.parameters:
+                if id(tensor) not in number:
+                    raise ValueError(f"group {place} has a parameter that the optimizer lacks")
+                self._group[number[id(tensor)]] = place
+        self.main = [t for t, g in zip(self.parameters, self._group, strict=True) if g == 0]
 
     def numbers(self, scale: float) -> tuple[float, ...]:
-        """The numbers of Adam's formula for the present step."""
-        return adam_numbers(
+        """The numbers of Adam's formula for the present step, group after group.
+
+        scale: of the gradients of `main`.
+        """
+        numbers = adam_numbers(
             step=self.steps, learning_rate=self.learning_rate, beta1=self.betas[0],
             beta2=self.betas[1], eps=self.eps, weight_decay=self.weight_decay, scale=scale,
         )  # fmt: skip
+        for group in self.groups:
+            numbers += adam_numbers(
+                step=self.steps, learning_rate=group.learning_rate, beta1=group.betas[0],
+                beta2=group.betas[1], eps=self.eps,
+            )  # fmt: skip
+        return numbers
 
     def _prepare(self, scale: float) -> None:
         self._numbers = self.numbers(scale)
@@ -126,6 +166,9 @@ class Adam(_Optimizer):
     def update(self, i: int, numbers: tuple) -> None:
         """Update parameter i, with the step's numbers, or cells that hold them."""
         tensor = self.parameters[i]
+        if self.groups:
+            first = self._group[i] * NUMBERS
+            numbers = numbers[first : first + NUMBERS]
         adam_update(tensor.data, tensor.grad, self.state["m"][i], self.state["v"][i], numbers)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .checkpoint import replacing
+from .train import RECORDED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -236,7 +237,10 @@ def curves(history: Sequence[dict[str, Any]], path: str | Path, *, loss: bool = 
             _plot(axes, history, "validation_" + key, "validation", ORANGE, sign)
             axes.legend(fontsize=FONT, frameon=False)
         _style(axes, history, title, "nats per row")
-    _kl_map(figure, figure.add_subplot(grid[1, :2]), history)
+    if history[-1]["kl_per_dimension"]:
+        _kl_map(figure, figure.add_subplot(grid[1, :2]), history)
+    else:
+        _own_log(figure.add_subplot(grid[1, :2]), history)
     _active(figure.add_subplot(grid[1, 2]), history)
     _save(figure, path)
 
@@ -280,14 +284,27 @@ def _kl_map(figure: Figure, axes: Axes, history: Any) -> None:
     bar.ax.tick_params(labelsize=FONT)
 
 
+def _own_log(axes: Axes, history: Any) -> None:
+    """What the model itself reports, a line each, where the KL has no part for each dimension."""
+    names = [name for name in history[-1] if name not in RECORDED]
+    for name in names:
+        values = [record[name] for record in history]
+        axes.plot([record["epoch"] for record in history], values, label=name, linewidth=1.2)
+    if names:
+        axes.legend(fontsize=FONT, frameon=False)
+    _style(axes, history, "what the model reports")
+
+
 def _active(axes: Axes, history: Any) -> None:
     """How many latent dimensions are used."""
     from matplotlib.ticker import MaxNLocator
 
     size = len(history[-1]["kl_per_dimension"])
-    axes.axhline(size, color=GREY, linewidth=0.8, linestyle=":")
+    if size:
+        axes.axhline(size, color=GREY, linewidth=0.8, linestyle=":")
     _plot(axes, history, "active_units", "", GREEN)
-    _style(axes, history, f"active units, of {size}")
+    _style(axes, history, f"active units, of {size}" if size else "active units")
+    size = size or max(1, *(record["active_units"] for record in history))
     axes.set_ylim(0, size * 1.08)
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
 
@@ -334,15 +351,19 @@ def traversal(
 ) -> None:
     """Write a PNG of each latent dimension moved over quantiles of the prior.
 
-    kl: (Z,) nats, of each dimension; the `top` largest are shown, the largest first.
+    kl: (Z,) nats, of each dimension; the `top` largest are shown, the largest first.  Empty for a
+    model whose KL has no such parts: the first `top` are shown.
     row: whose code the other dimensions stay at; the prior's mean by default.
     """
-    order = np.argsort(-np.asarray(kl), kind="stable")[:top]
+    known = len(kl) > 0
+    order = np.argsort(-np.asarray(kl if known else np.zeros(model.latent_dim)), kind="stable")[
+        :top
+    ]
     rows = model.traverse(row, steps)[order]  # (top, steps, ...)
     shown = as_seen(model, rows.reshape(-1, *rows.shape[2:]))
     image_grid(
         shown, path, columns=steps, limits=limits(model),
-        row_labels=[f"z{j}  {kl[j]:.2f} nats" for j in order],
+        row_labels=[f"z{j}  {kl[j]:.2f} nats" if known else f"z{j}" for j in order],
         column_labels=[f"{100 * p:.3g}%" for p in np.linspace(0.025, 0.975, steps)],
     )  # fmt: skip
 
@@ -355,4 +376,4 @@ def as_seen(model: VAE, rows: np.ndarray) -> np.ndarray:
 
 def limits(model: VAE) -> tuple[float, float] | None:
     """The values that are black and white; None if they are not known beforehand."""
-    return None if model.likelihood == "gaussian" and model.scale_ == 1 else (0.0, 1.0)
+    return model.likelihood_.limits if model.scale_ == 1 else (0.0, 1.0)

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from .batches import Batch
+from .batches import Batch, Gather, read
 from .devices import Cell, Program, add, run_programs
 from .objectives import Terms
 from .optim import Adam
 from .parallel import Shards
+from .tensor import Tensor
 
 Objective = Callable[..., Terms]  # (network, batch, part, step, kl_weight) -> Terms
 NEW, UNPROVEN, READY, REFUSED = "new", "unproven", "ready", "refused"
@@ -28,11 +29,15 @@ NEW, UNPROVEN, READY, REFUSED = "new", "unproven", "ready", "refused"
 class RecordedStep:
     """The gradients and the update of one shape of batch, in memory of their own.
 
+    total: rows of the data set that the batches are taken from.
     state: "new", "unproven" (recorded), "ready" (it gave the right bits) or "refused".
     """
 
-    def __init__(self, shards: Shards, optimizer: Adam, objective: Objective):
+    def __init__(
+        self, shards: Shards, optimizer: Adam, objective: Objective, *, total: int | None = None
+    ):
         self.shards, self.optimizer, self.objective = shards, optimizer, objective
+        self.total = total
         self.state = NEW
         self.parameters = [tensor.data for tensor in optimizer.parameters]
 
@@ -42,18 +47,20 @@ class RecordedStep:
         same = all(t.data is a for t, a in zip(tensors, self.parameters, strict=True))
         return self.state != REFUSED and same
 
-    def gradients(self, x: np.ndarray, step: int, kl_weight: float, *, summed: bool) -> list[Terms]:
+    def gradients(
+        self, source: Batch | Gather, step: int, kl_weight: float, *, summed: bool
+    ) -> list[Terms]:
         """The losses of all shards; the gradients end up in the optimizer's parameters.
 
         summed: over the shards, already now; else by `update`, which costs less.
         """
         if self.state == NEW:
-            self._record(x, step, kl_weight)
+            self._record(source, step, kl_weight)
         else:
-            self._take(x, step, kl_weight)
+            self._take(source, step, kl_weight)
             run_programs(self.programs)
             if self.state == UNPROVEN:
-                self._prove(x, step, kl_weight)
+                self._prove(read(source).x, step, kl_weight)
         self.summed = summed
         if summed:
             self._sum()
@@ -71,15 +78,21 @@ class RecordedStep:
         self._run(self.updates, self._update_group)
 
     # ------------------------------------------------------------------------------------- inside
-    def _take(self, x: np.ndarray, step: int, kl_weight: float) -> None:
+    def _take(self, source: Batch | Gather, step: int, kl_weight: float) -> None:
         """What changes from step to step."""
-        np.copyto(self.x, x)
+        if isinstance(source, Gather):  # the program reads the rows itself
+            np.copyto(self.index, source.index)
+        else:
+            np.copyto(self.x, source.x)
         self.step.set(step)
         self.kl_weight.set(kl_weight)
 
-    def _record(self, x: np.ndarray, step: int, kl_weight: float) -> None:
+    def _record(self, source: Batch | Gather, step: int, kl_weight: float) -> None:
         """Compute the gradients and remember how."""
+        self.source, x = source, read(source).x
         self.x, self.kl_weight = x.copy(), Cell(x.dtype, kl_weight)
+        if isinstance(source, Gather):
+            self.index = source.index.copy()
         self.step = Cell(np.uint32, step)  # the program draws its own noise
         self.state = UNPROVEN
         try:
@@ -95,6 +108,8 @@ class RecordedStep:
     def _record_shard(self, network: Any, part: slice) -> tuple[Program, Terms, list]:
         program = Program()
         with program.record():
+            if isinstance(self.source, Gather):
+                self.source.into(self.x, self.index, part, self.step)
             losses, gradients = self._compute(network, part, self.x, self.step, self.kl_weight)
         self._compile(program)
         return program, losses, gradients
@@ -110,7 +125,7 @@ class RecordedStep:
         self, network: Any, part: slice, x: np.ndarray, step: Any, kl_weight: Any
     ) -> tuple[Terms, list]:
         """A shard's losses, and its gradients, which are taken out of the network."""
-        terms = self.objective(network, Batch(x), part, step, kl_weight)
+        terms = self.objective(network, Batch(x, total=self.total), part, step, kl_weight)
         terms.loss.backward()
         gradients = [tensor.grad for tensor in network.parameters()]
         network.zero_grad()
@@ -174,5 +189,7 @@ class RecordedStep:
 
 
 def _arrays(losses: list[Terms], shares: list[list]) -> Iterator[Any]:
-    for elbo, gradients in zip(losses, shares, strict=True):
-        yield from (elbo.nll, elbo.kl, elbo.elbo, *gradients)
+    for terms, gradients in zip(losses, shares, strict=True):
+        found = (terms.nll, terms.kl, terms.elbo, *terms.log.values())
+        yield from (a.data if isinstance(a, Tensor) else a for a in found)
+        yield from gradients

@@ -323,7 +323,7 @@ def check_data(dataset: data.Dataset, config: Config) -> None:
     for split in SPLITS:
         rows, name = getattr(dataset, split), f"{config.source} ({split} rows)"
         data.check_finite(rows, name)
-        if likelihood.name != "gaussian" and rows.dtype != np.uint8:
+        if likelihood.limits == (0, 1) and rows.dtype != np.uint8:
             data.check_range(rows, 0, 1, name, hint)
         if options["binarize"] is None:
             likelihood.check(rows, name, _top(dataset.train))

@@ -94,8 +94,7 @@ def plain_parameters(model: Any) -> dict[str, Any]:
     """Hyperparameters as JSON can hold them: schedules and likelihood spelled out.
 
     Without the device: a file belongs to none, and its reader names one.
-    Raises TypeError for a schedule that is a user's own function, or a likelihood that its name
-    and variance do not tell whole.
+    Raises TypeError for a schedule that is a user's own function, or a likelihood of the user's.
     """
     parameters = model.get_params() | {"encoder": None, "decoder": None, "random_state": None}
     del parameters["device"]
@@ -104,12 +103,8 @@ def plain_parameters(model: Any) -> dict[str, Any]:
     for name, kinds in (("model", models.KINDS), ("prior", priors.KINDS), ("flow", flows.KINDS)):
         if not isinstance(parameters[name], (str, type(None))):
             parameters[name] = spelling.spell(parameters[name], kinds)
-    likelihood = model.likelihood_
-    if isinstance(likelihood, likelihoods.Gaussian):
-        parameters["variance"] = likelihood.variance
-    parameters["likelihood"] = likelihood.name
-    if likelihoods.resolve(likelihood.name, parameters["variance"]) != likelihood:
-        raise TypeError(f"{likelihood!r} cannot be written down: only its name and variance are")
+    text, variance = likelihoods.spell(model.likelihood_, parameters["variance"])
+    parameters |= {"likelihood": text, "variance": variance}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in parameters.items()}
 
 

@@ -56,6 +56,14 @@ def _log_mean_exp(rng: np.random.Generator, B: int, D: int) -> Case:
     return Case((_logits(rng, B, max(D, 1)),))
 
 
+def _mixture(rng: np.random.Generator, B: int, D: int) -> Case:
+    """Weights for all rows, or of each row's own; means some apart, so that none has all."""
+    K, Z = max(D, 1), min(D, 9)
+    log_weights = rng.standard_normal(K if D % 2 else (B, K)) - np.log(K)
+    z, mu, logvar = (rng.standard_normal((n, Z)) for n in (B, K, K))
+    return Case((z, log_weights, mu, logvar))
+
+
 def _nearest_code(rng: np.random.Generator, B: int, D: int) -> Case:
     return Case((rng.standard_normal((B, D)), rng.standard_normal((CODES, D))), data=(1,))
 
@@ -71,6 +79,8 @@ CASES: dict[str, Callable[[np.random.Generator, int, int], Case]] = {
     "beta_nll": _beta,
     "logistic_mixture_nll": _logistic_mixture,
     "log_mean_exp": _log_mean_exp,
+    "mixture_log_prob": _mixture,
+    "mixture_marginal_log_prob": _mixture,
     "nearest_code": _nearest_code,
     "bias_activation": _bias_activation,
 }
@@ -117,6 +127,13 @@ def log_mean_exps(draw: Draw) -> Case:
 
 
 @st.composite
+def mixtures(draw: Draw) -> Case:
+    rng, B, K, Z = _rng(draw), draw(SIZES), draw(st.integers(1, 5)), draw(SIZES)
+    log_weights = rng.standard_normal(draw(st.sampled_from([(K,), (B, K)])))
+    return Case((rng.standard_normal((B, Z)), log_weights, *rng.standard_normal((2, K, Z))))
+
+
+@st.composite
 def nearest_codes(draw: Draw) -> Case:
     """No gradient to check by differences: it is not the derivative (test_codebook.py)."""
     rng, Z, K = _rng(draw), draw(SIZES), draw(st.integers(1, 5))
@@ -136,6 +153,8 @@ STRATEGIES: dict[str, st.SearchStrategy[Case]] = {
     "beta_nll": betas(),
     "logistic_mixture_nll": logistic_mixtures(),
     "log_mean_exp": log_mean_exps(),
+    "mixture_log_prob": mixtures(),
+    "mixture_marginal_log_prob": mixtures(),
     "nearest_code": nearest_codes(),
     "bias_activation": bias_activations(),
 }

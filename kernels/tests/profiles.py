@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -11,16 +10,7 @@ from hypothesis import HealthCheck, settings
 KERNELS = Path(__file__).parents[1]
 
 
-def _kernel_digest() -> str:
-    sources = sorted((KERNELS / "tinyvae_kernels").glob("*.py"))
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
-
-
-# Numba notices a change of the file that holds a kernel, but not of one whose functions the kernel
-# inlines (elbo.py inlines likelihood.py and _numba.py). One cache per state of all the sources: no
-# test runs stale machine code.
-CACHE = KERNELS.parent / ".pytest_cache" / f"numba-{_kernel_digest()}"
-os.environ.setdefault("NUMBA_CACHE_DIR", str(CACHE))
+os.environ.setdefault("NUMBA_CACHE_DIR", str(KERNELS.parent / ".pytest_cache" / "numba"))
 
 settings.register_profile("dev", max_examples=10, deadline=None)
 settings.register_profile(

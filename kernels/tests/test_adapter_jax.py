@@ -98,6 +98,21 @@ def logistic_mixture(logit_weight, x_mu, log_scale, x, levels=256):
     return -jax.nn.logsumexp(jax.nn.log_softmax(logit_weight) + log_p, -1)
 
 
+def mixture_terms(z, log_weights, mu, logvar):
+    """(B, K, Z) each: the weights, and the logarithms of the densities."""
+    log_n = -(LOG_2PI + logvar + (z[:, None] - mu) ** 2 * jnp.exp(-logvar)) / 2
+    return log_weights[..., None], log_n
+
+
+def mixture(*arrays):
+    weights, log_n = mixture_terms(*arrays)
+    return jax.nn.logsumexp(weights[..., 0] + log_n.sum(2), 1)
+
+
+def mixture_marginal(*arrays):
+    return jax.nn.logsumexp(sum(mixture_terms(*arrays)), 1)
+
+
 def nearest(z, codebook):
     distance = ((z[:, None] - codebook) ** 2).sum(2)
     return z + jax.lax.stop_gradient(codebook[distance.argmin(1)] - z)
@@ -118,6 +133,8 @@ FORMULAS = {
     "gaussian_elbo": elbo(gaussian),
     "gaussian_fixed_elbo": elbo(fixed),
     "log_mean_exp": lambda log_w: jax.nn.logsumexp(log_w, 1) - jnp.log(log_w.shape[1]),
+    "mixture_log_prob": mixture,
+    "mixture_marginal_log_prob": mixture_marginal,
     "nearest_code": nearest,
 }
 every_pair = pytest.mark.parametrize("name", [name for name in FORMULAS if name in PAIRS])

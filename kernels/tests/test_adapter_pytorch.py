@@ -111,6 +111,21 @@ def bias_activation(x, bias, activation):
     return ACTIVATION_FORMULAS[activation](x + bias)
 
 
+def mixture_terms(z, log_weights, mu, logvar):
+    """(B, K, Z) each: the weights, and the logarithms of the densities."""
+    log_n = -(LOG_2PI + logvar + (z[:, None] - mu) ** 2 * torch.exp(-logvar)) / 2
+    return log_weights[..., None], log_n
+
+
+def mixture(*arrays):
+    weights, log_n = mixture_terms(*arrays)
+    return torch.logsumexp(weights[..., 0] + log_n.sum(2), 1)
+
+
+def mixture_marginal(*arrays):
+    return torch.logsumexp(sum(mixture_terms(*arrays)), 1)
+
+
 FORMULAS = {
     "reparameterize": lambda mu, logvar, eps: mu + torch.exp(logvar / 2) * eps,
     "gaussian_sample": sample,
@@ -126,6 +141,8 @@ FORMULAS = {
     "gaussian_elbo": elbo(gaussian),
     "gaussian_fixed_elbo": elbo(fixed),
     "log_mean_exp": lambda log_w: torch.logsumexp(log_w, 1) - math.log(log_w.shape[1]),
+    "mixture_log_prob": mixture,
+    "mixture_marginal_log_prob": mixture_marginal,
     "bias_activation": bias_activation,
 }
 every_formula = pytest.mark.parametrize("name", FORMULAS)
@@ -569,7 +586,11 @@ def test_traced_and_exported():
 
 
 # ------------------------------------------------------------------------------------ torch.func
-ROWWISE = [name for name in FORMULAS if name not in ("gaussian_sample", "bias_activation")]
+ROWWISE = [
+    name
+    for name in FORMULAS
+    if name not in ("gaussian_sample", "bias_activation") and not name.startswith("mixture")
+]
 
 
 @pytest.mark.parametrize("name", ROWWISE)
@@ -771,7 +792,8 @@ def gpu(monkeypatch) -> HostDevice:
 TOLERANCES = {
     torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2,
 }  # fmt: skip
-ONLY_FLOATS = {"beta_nll", "log_mean_exp", "bias_activation"}  # no storage in half precision
+MIXTURES = {"mixture_log_prob", "mixture_marginal_log_prob"}
+ONLY_FLOATS = {"beta_nll", "log_mean_exp", "bias_activation"} | MIXTURES  # no half precision
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)

@@ -35,6 +35,7 @@ from .elbo import (
     gaussian_fixed_elbo_forward,
     gaussian_fixed_elbo_value_and_grad,
 )
+from .gather import gather_bits, gather_rows
 from .gaussian import (
     gaussian_kl_backward,
     gaussian_kl_between_backward,
@@ -58,6 +59,13 @@ from .likelihood import (
     gaussian_nll_value_and_grad,
 )
 from .logistic_mixture import logistic_mixture_nll_backward, logistic_mixture_nll_forward
+from .mixture import (
+    MixtureSaved,
+    mixture_log_prob_backward,
+    mixture_log_prob_forward,
+    mixture_marginal_log_prob_backward,
+    mixture_marginal_log_prob_forward,
+)
 from .optimizer import adam_numbers, adam_update, sgd_update
 from .patches import (
     Geometry,
@@ -94,6 +102,11 @@ PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "gaussian_elbo": (gaussian_elbo_forward, gaussian_elbo_backward),
     "gaussian_fixed_elbo": (gaussian_fixed_elbo_forward, gaussian_fixed_elbo_backward),
     "log_mean_exp": (log_mean_exp_forward, log_mean_exp_backward),
+    "mixture_log_prob": (mixture_log_prob_forward, mixture_log_prob_backward),
+    "mixture_marginal_log_prob": (
+        mixture_marginal_log_prob_forward,
+        mixture_marginal_log_prob_backward,
+    ),
     "nearest_code": (nearest_code_forward, nearest_code_backward),
     "bias_activation": (bias_activation_forward, bias_activation_backward),
     "total": (total_forward, total_backward),
@@ -112,6 +125,7 @@ __all__ = [
     "ElboSaved",
     "Geometry",
     "ImportanceSaved",
+    "MixtureSaved",
     "Program",
     "adam_numbers",
     "adam_update",
@@ -136,6 +150,8 @@ __all__ = [
     "cuda_problem",
     "cupy_device",
     "empty",
+    "gather_bits",
+    "gather_rows",
     "gaussian_elbo_backward",
     "gaussian_elbo_forward",
     "gaussian_elbo_value_and_grad",
@@ -164,6 +180,10 @@ __all__ = [
     "log_mean_exp_forward",
     "logistic_mixture_nll_backward",
     "logistic_mixture_nll_forward",
+    "mixture_log_prob_backward",
+    "mixture_log_prob_forward",
+    "mixture_marginal_log_prob_backward",
+    "mixture_marginal_log_prob_forward",
     "nearest_code_backward",
     "nearest_code_forward",
     "numba_problem",

@@ -123,10 +123,15 @@ class jit:
 
     _lock = threading.RLock()  # shared by all kernels: one may call another
 
-    def __init__(self, function: Callable):
-        self.function = function
+    def __init__(self, function: Callable, exact: bool = False):
+        self.function, self.is_exact = function, exact
         self.compiled: Callable | None = None
         functools.update_wrapper(self, function)
+
+    @classmethod
+    def exact(cls, function: Callable) -> jit:
+        """@jit.exact: every operation rounded as IEEE 754 says, for results that are bits."""
+        return cls(function, exact=True)
 
     def dispatcher(self) -> Callable:
         """Numba's compiled function: one, also if two threads ask for it at once."""
@@ -134,7 +139,7 @@ class jit:
             if self.compiled is None:
                 from . import _numba
 
-                self.compiled = _numba.compiled(self.function, jit)
+                self.compiled = _numba.compiled(self.function, jit, exact=self.is_exact)
         return self.compiled
 
     def __call__(self, *args: Any) -> Any:

@@ -12,9 +12,7 @@ the products that cancel for large a and b leave the value, and what is left is 
     -log p(x) = a log(p / x) + b log(q / (1 - x)) + log x + log(1 - x)
                 + log sqrt(2 pi) + T(a) + T(b) - T(n)
 
-(the idea of Loader 2000).  For z >= 8, T(z) is -log(z) / 2 + 1/(12 z) - 1/(360 z^3) + ...
-(Abramowitz and Stegun 1965, 6.1.41); below, the recurrence Gamma(z + 1) = z Gamma(z) leads there.
-Its derivative, z T'(z) = z (digamma(z) - log z), is called D(z) here.
+(the idea of Loader 2000).  T and its derivative, D(z) = z T'(z), stand in stirling.py.
 """
 
 from __future__ import annotations
@@ -28,11 +26,9 @@ from ._cuda import over_rows
 from ._dispatch import check_same_shape, empty, jit, jit_rows, rows, select
 from ._math import exp, exp_negative, log, log1p, log1p01
 from .likelihood import scale_rows
+from .stirling import stirling, stirling_numba
 
 LOG_SQRT_2PI = math.log(2 * math.pi) / 2
-SHIFT = 8  # from there on the seven terms below are exact to 2e-14
-T_SERIES = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
-D_SERIES = (-1 / 12, 1 / 120, -1 / 252, 1 / 240, -1 / 132, 691 / 32760, -1 / 12)
 BLOCK = 256  # elements whose working space fits into the first cache
 
 
@@ -85,64 +81,12 @@ def _beta_nll_numpy(log_alpha, log_beta, x, nll, dlog_alpha, dlog_beta):
     # where p and x are close, the logarithm of their ratio without cancellation
     ratio_a = np.where(abs(u) < 0.5, np.log1p(np.clip(u, -0.5, 0.5)), log_alpha - log_n - log_x)
     ratio_b = np.where(abs(v) < 0.5, np.log1p(np.clip(v, -0.5, 0.5)), log_beta - log_n - log_1x)
-    (Ta, Da), (Tb, Db) = _stirling_numpy(a, log_alpha), _stirling_numpy(b, log_beta)
-    Tn, Dn = _stirling_numpy(n, log_n)
+    (Ta, Da), (Tb, Db) = stirling(a, log_alpha), stirling(b, log_beta)
+    Tn, Dn = stirling(n, log_n)
     each = a * ratio_a + b * ratio_b + (Ta + Tb - Tn) + (log_x + log_1x + LOG_SQRT_2PI)
     nll[:] = each.sum(axis=1)
     dlog_alpha[:] = a * ratio_a + (Da - p * Dn)
     dlog_beta[:] = b * ratio_b + (Db - q * Dn)
-
-
-def _stirling_numpy(z, log_z):
-    """T(z) and D(z)."""
-    small = z < SHIFT
-    w, near = np.where(small, z + SHIFT, z), np.minimum(z, SHIFT)
-    T, D, square = np.zeros_like(z), np.zeros_like(z), (1 / w) ** 2
-    for t, d in zip(T_SERIES[::-1], D_SERIES[::-1], strict=True):
-        T, D = T * square + t, D * square + d
-    log_w = np.where(small, np.log(w), log_z)
-    T = T / w - log_w / 2
-    D = (D / w - 1 / 2) * (z / w)
-    # Gamma(w) / Gamma(z) = z Q, the product of z ... z + 7; Q' / Q is a part of digamma
-    Q, dQ = np.ones_like(z), np.zeros_like(z)
-    for i in range(1, SHIFT):
-        Q, dQ = Q * (near + i), dQ * (near + i) + Q
-    climb = log_w - log_z
-    T += np.where(small, near * climb + np.log((near + SHIFT) ** SHIFT / Q) - log_z - SHIFT, 0)
-    D += np.where(small, near * (climb - dQ / Q) - 1, 0)
-    return T, D
-
-
-@jit
-def _stirling_numba(z, log_z, T, D):
-    """T(z) and D(z) of each element, one formula for all: no branch, so that it vectorizes."""
-    dtype = z.dtype.type
-    zero, half, one, shift = dtype(0), dtype(0.5), dtype(1), dtype(SHIFT)
-    t0, t1, t2, t3 = dtype(1 / 12), dtype(-1 / 360), dtype(1 / 1260), dtype(-1 / 1680)
-    t4, t5, t6 = dtype(1 / 1188), dtype(-691 / 360360), dtype(1 / 156)
-    d1, d2, d3 = dtype(1 / 120), dtype(-1 / 252), dtype(1 / 240)
-    d4, d5 = dtype(-1 / 132), dtype(691 / 32760)
-    for j in range(z.shape[0]):
-        small = z[j] < shift
-        near = z[j] if small else shift
-        w = z[j] + shift if small else z[j]
-        log_w = log(w) if small else log_z[j]
-        inverse = one / w
-        s = inverse * inverse
-        series_t = t0 + s * (t1 + s * (t2 + s * (t3 + s * (t4 + s * (t5 + s * t6)))))
-        series_d = -t0 + s * (d1 + s * (d2 + s * (d3 + s * (d4 + s * (d5 - s * t0)))))
-        Q, dQ, factor = one, zero, near
-        for _ in range(SHIFT - 1):
-            factor += one
-            dQ = dQ * factor + Q
-            Q *= factor
-        square = (near + shift) * (near + shift)
-        inverse_Q = one / Q
-        climb = log_w - log_z[j]
-        t = near * climb + (log(square * square * (square * square) * inverse_Q) - log_z[j]) - shift
-        d = near * (climb - dQ * inverse_Q) - one
-        T[j] = (series_t * inverse - half * log_w) + (t if small else zero)
-        D[j] = (series_d * inverse - half) * (z[j] * inverse) + (d if small else zero)
 
 
 @jit
@@ -190,7 +134,7 @@ def _beta_nll_numba(log_alpha, log_beta, x, nll, dlog_alpha, dlog_beta):
             end = min(first + BLOCK, D)
             _powers_numba(log_alpha[i, first:end], log_beta[i, first:end], z, log_z, p)
             for k in range(3):
-                _stirling_numba(z[k, : end - first], log_z[k], T[k], derivative[k])
+                stirling_numba(z[k, : end - first], log_z[k], T[k], derivative[k])
             nats += _beta_nll_each_numba(
                 z, log_z, p, T, derivative,
                 x[i, first:end], dlog_alpha[i, first:end], dlog_beta[i, first:end],

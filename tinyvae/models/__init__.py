@@ -6,8 +6,20 @@
 from __future__ import annotations
 
 from .base import Model, Parts, Spec
+from .discrete import Bernoulli, Categorical, Gumbel
+from .ladder import BottomUp, Ladder
 from .vae import VAE
+from .world import World
 
-KINDS: dict[str, type[Spec]] = {kind.name: kind for kind in (VAE,)}
+_ALL: tuple[type[Spec], ...] = (
+    VAE,
+    Gumbel,
+    Categorical,
+    Bernoulli,
+    Ladder,
+    BottomUp,
+    World,
+)
+KINDS: dict[str, type[Spec]] = {kind.name: kind for kind in _ALL}
 
 __all__ = ["KINDS", "Model", "Parts", "Spec"]

@@ -14,9 +14,10 @@ import numpy as np
 from .. import priors
 from ..batches import Batch
 from ..likelihoods import Likelihood
-from ..nn import Module
+from ..nn import Module, Sequential
 from ..objectives import Terms
 from ..ops.noise import Draw
+from ..optim import Group
 from ..priors import Prior
 from ..tensor import Tensor
 from . import networks
@@ -71,6 +72,13 @@ class Model(Module):
         """Raw parameters of p(x | z) at each row's own code, an array."""
         return self.decode(self.encode(batch.x, batch.y)[0], batch.y).data
 
+    def groups(self) -> list[Group]:
+        """Parameters with a learning rate of their own: networks that are trained beside this one.
+
+        Their loss is added to `loss`; `nn.frozen` and `detach` keep the gradients apart.
+        """
+        return []
+
     def after_step(self, terms: Terms) -> None:
         """Called after each update with the terms of its batch: moving averages and the like."""
 
@@ -103,13 +111,26 @@ class Parts:
 
     def networks(self, latent_dim: int | None = None, **more: Any) -> tuple[Callable, Callable]:
         """An encoder x -> mu, logvar and a decoder z -> raw parameters: the user's, or new ones."""
-        if self.own is not None:
-            return self.own
-        return networks.encoder_and_decoder(
-            self.architecture, self.shape, latent_dim or self.latent_dim, hidden=self.hidden,
-            channels=self.channels, outputs=self.likelihood.outputs, activation=self.activation,
-            rng=self.rng, dtype=self.dtype, **more,
-        )  # fmt: skip
+        encoder, decoder = self.own or networks.encoder_and_decoder(
+            self.architecture, self.shape, latent_dim or self.latent_dim, **self._options(), **more
+        )
+        return encoder, self._with_head(decoder)
+
+    def body_and_decoder(self, latent_dim: int) -> tuple[Callable, int, Callable]:
+        """An encoder's body x -> features, their number, and a decoder z -> raw parameters."""
+        body, features, decoder = networks.body_and_decoder(
+            self.architecture, self.shape, latent_dim, **self._options()
+        )
+        return body, features, self._with_head(decoder)
+
+    def _options(self) -> dict[str, Any]:
+        names = ("hidden", "channels", "activation", "rng", "dtype")
+        return {name: getattr(self, name) for name in names} | {"outputs": self.likelihood.outputs}
+
+    def _with_head(self, decoder: Callable) -> Callable:
+        """The decoder, and behind it the parameters of p(x | z) that all values share, if any."""
+        head = self.likelihood.head(self.dtype)
+        return decoder if head is None else Sequential(decoder, head)
 
     def build_prior(self, encode: Callable) -> Prior:
         """The prior; encode: x -> mu, logvar, for one that asks the encoder."""

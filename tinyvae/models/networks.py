@@ -29,7 +29,10 @@ class GaussianEncoder(Module):
 
     def __call__(self, x: Any) -> tuple[Tensor, Tensor]:
         """x (B, ...) -> mu, logvar, each (B, Z)."""
-        features = self.body(x)
+        return self.heads(self.body(x))
+
+    def heads(self, features: Any) -> tuple[Tensor, Tensor]:
+        """The body's features (B, F) -> mu, logvar, each (B, Z)."""
         return self.mu(features), self.logvar(features)
 
 

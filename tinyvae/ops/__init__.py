@@ -2,7 +2,7 @@
 
 `op.pair` is that pair. Where to read them: arithmetic and indexing in tensor.py; elementwise.py;
 reductions.py (and shapes); dense.py (linear); conv.py; sequence.py (embedding, layer norm, GRU);
-the fused ones in tinyvae_kernels.
+special.py (log Gamma); the fused ones in tinyvae_kernels.
 """
 
 from tinyvae_kernels import geometry as conv_geometry
@@ -17,6 +17,7 @@ from .elementwise import (
     gelu,
     leaky_relu,
     log,
+    log1p,
     relu,
     sigmoid,
     silu,
@@ -43,6 +44,8 @@ from .fused import (
     im2col,
     log_mean_exp,
     logistic_mixture_nll,
+    mixture_log_prob,
+    mixture_marginal_log_prob,
     total,
 )
 from .reductions import (
@@ -58,6 +61,7 @@ from .reductions import (
 )
 from .sampling import gaussian_sample, reparameterize
 from .sequence import embedding, gru, layer_norm
+from .special import log_gamma_ratio
 
 __all__ = [
     "add",
@@ -93,6 +97,8 @@ __all__ = [
     "leaky_relu",
     "linear",
     "log",
+    "log1p",
+    "log_gamma_ratio",
     "log_mean_exp",
     "log_softmax",
     "logistic_mixture_nll",
@@ -100,6 +106,8 @@ __all__ = [
     "matmul",
     "max",
     "mean",
+    "mixture_log_prob",
+    "mixture_marginal_log_prob",
     "mul",
     "neg",
     "pow",

@@ -35,6 +35,16 @@ def log_backward(dout: np.ndarray, saved: tuple) -> tuple:
     return (dout / saved[0],)
 
 
+def log1p_forward(x: np.ndarray) -> Any:
+    """out = log(1 + x), without cancellation near 0."""
+    return np.log1p(x), (x,)
+
+
+def log1p_backward(dout: np.ndarray, saved: tuple) -> tuple:
+    """dx = dout / (1 + x)."""
+    return (dout / (1 + saved[0]),)
+
+
 def sqrt_forward(x: np.ndarray) -> Any:
     """out = sqrt(x)."""
     out = np.sqrt(x)
@@ -179,6 +189,7 @@ def where_backward(dout: np.ndarray, saved: tuple) -> tuple:
 
 exp = differentiable(exp_forward, exp_backward)
 log = differentiable(log_forward, log_backward)
+log1p = differentiable(log1p_forward, log1p_backward)
 sqrt = differentiable(sqrt_forward, sqrt_backward)
 relu = differentiable(relu_forward, relu_backward)
 leaky_relu = differentiable(leaky_relu_forward, leaky_relu_backward)

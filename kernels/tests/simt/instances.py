@@ -63,6 +63,13 @@ KERNELS: dict[str, dict[str, tuple[str, ...]]] = {
     "beta.cu": {"beta_nll_forward": wide()},
     "codebook.cu": {"nearest_code_forward": ("float, 1", "double, 1")},
     "importance.cu": {"log_mean_exp_forward": wide()},
+    "mixture.cu": {
+        "mixture_log_prob_forward": ("float, 1", "double, 1"),
+        "mixture_marginal_log_prob_forward": ("float, 1", "double, 1"),
+        "mixture_dz": each(("float, 1", "double, 1"), 2),
+        "mixture_dparameters": each(("float, 1", "double, 1"), 2),
+        "mixture_marginal_shares": ("float, 1", "double, 1"),
+    },
     "patches.cu": {"im2col": wide(), "col2im": wide()},
     "optimizer.cu": {"adam_update": wide(), "sgd_update": wide()},
     "activation.cu": {

@@ -53,6 +53,8 @@ __all__ = [
     "gaussian_sample",
     "log_mean_exp",
     "logistic_mixture_nll",
+    "mixture_log_prob",
+    "mixture_marginal_log_prob",
     "nearest_code",
     "reparameterize",
 ]
@@ -65,7 +67,9 @@ class _Kernel(NamedTuple):
     """How a pair becomes a function of JAX's.
 
     The gradient of an argument is `dout` times a factor, elementwise or row by row, and the
-    factor does not depend on `dout`: JAX keeps the factors, and does the product.
+    factor does not depend on `dout`: JAX keeps the factors, and does the product.  Not so where
+    gradients are sums over rows (`summed`): JAX keeps the arguments, and a second call runs the
+    forward and the backward.
 
     arguments: the arrays' names; data: those without a gradient; unit: those whose factor is 1.
     latent: those of an ELBO whose gradient is the second output's, the KL's.
@@ -83,6 +87,7 @@ class _Kernel(NamedTuple):
     latent: tuple[str, ...] = ()
     host: tuple[str, ...] = ()  # arguments that NumPy reads
     vmap: str = "broadcast_all"  # more axes are more rows; "sequential" where that is not so
+    summed: bool = False
 
     def factored(self) -> list[int]:
         """The positions of the arguments that have a factor."""
@@ -163,6 +168,11 @@ def _elbo_of(*parameters: str) -> _Kernel:
     return _Kernel(arguments, _elbo_values, _elbo_factors, shapes, data=("x",), latent=latent)
 
 
+def _mixture(shapes: Callable) -> _Kernel:
+    arguments = ("z", "log_weights", "mu", "logvar")
+    return _Kernel(arguments, _pair_values, _no_factors, shapes, vmap="sequential", summed=True)
+
+
 _KERNELS = {
     "reparameterize": _Kernel(
         ("mu", "logvar", "eps"), _pair_values, _backward_factors, _element,
@@ -186,6 +196,8 @@ _KERNELS = {
     "gaussian_elbo": _elbo_of("x_mu", "x_logvar"),
     "gaussian_fixed_elbo": _elbo_of("x_mu"),
     "log_mean_exp": _Kernel(("log_w",), _pair_values, _saved_factors, _row),
+    "mixture_log_prob": _mixture(_row),
+    "mixture_marginal_log_prob": _mixture(_element),
     "nearest_code": _Kernel(
         ("z", "codebook"), _code_values, _no_factors, _code,
         data=("codebook",), unit=("z",), vmap="sequential",
@@ -195,11 +207,15 @@ _KERNELS = {
 
 # ------------------------------------------------------------------------------ what XLA runs
 class _Call(NamedTuple):
-    """A pair, its options, and whether the factors follow the outputs; hashable, for JAX."""
+    """A pair, its options, and whether the factors follow the outputs; hashable, for JAX.
+
+    backward: the arguments follow `dout`, and the results are their gradients.
+    """
 
     pair: str
     options: tuple[tuple[str, Any], ...] = ()
     factors: bool = False
+    backward: bool = False
 
 
 class _Host:
@@ -274,7 +290,7 @@ class _Run(NamedTuple):
 
     def fill(self, memory: _Host | _Cuda, arguments: list, results: list) -> None:
         """Compute the results, in their own memory where they can be."""
-        pair, options, factors = self.call
+        pair, options, factors, backward = self.call
         kernel, more = _KERNELS[pair], arguments[0].ndim - self.rank
         arguments, results = ([_merged(a, more) for a in arrays] for arrays in (arguments, results))
         for i, argument in enumerate(kernel.arguments):
@@ -284,7 +300,10 @@ class _Run(NamedTuple):
         _threads._limit.set(self.threads)
         lent = [result for result in results if result.ndim > 1]
         _dispatch._allocate.set(functools.partial(_lend, lent))
+        dout, arguments = arguments[:backward], arguments[backward:]
         found, saved = kernel.values(pair, arguments, dict(options))
+        if backward:
+            found = PAIRS[pair][1](*dout, saved)
         if factors:
             found = (*found, *kernel.factors(pair, found, saved))
         # what lies elsewhere is small, or rare: the copy is for one that lies in another's place
@@ -346,6 +365,8 @@ def _outputs_forward(call: _Call, *primals: Any) -> tuple[tuple, tuple]:
                 f"{call.pair} has no gradient for {name}, which is data: "
                 f"differentiate the others alone, or pass jax.lax.stop_gradient({name})"
             )
+    if kernel.summed:
+        return _xla_call(call, _results(call, arrays), *arrays), arrays
     call = call._replace(factors=True)
     found = _xla_call(call, _results(call, arrays), *arrays)
     outputs = len(found) - len(kernel.factored())
@@ -353,8 +374,11 @@ def _outputs_forward(call: _Call, *primals: Any) -> tuple[tuple, tuple]:
 
 
 def _outputs_backward(call: _Call, factors: tuple, douts: tuple) -> tuple:
-    """dargument = dout factor, row by row or elementwise."""
+    """dargument = dout factor, row by row or elementwise; by the pair's backward if `summed`."""
     kernel, remaining = _KERNELS[call.pair], list(factors)
+    if kernel.summed:
+        results = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in factors)
+        return _xla_call(call._replace(backward=True), results, douts[0], *factors)
     gradients: list[jax.Array | None] = []
     for name in kernel.arguments:
         dout = douts[-1 if name in kernel.latent else 0]
@@ -553,6 +577,19 @@ def gaussian_fixed_elbo(
 def log_mean_exp(log_w: Array) -> jax.Array:
     """log 1/K sum_k exp(log_w_k) of each row, (B,); log_w: (B, K)."""
     return _call("log_mean_exp", log_w)
+
+
+def mixture_log_prob(z: Array, log_weights: Array, mu: Array, logvar: Array) -> jax.Array:
+    """log sum_k exp(log_weights_k) N(z; mu_k, diag exp(logvar_k)) of each row, (B,), in nats.
+
+    z: (B, Z); log_weights: (K,) or (B, K); mu, logvar: (K, Z).
+    """
+    return _call("mixture_log_prob", z, log_weights, mu, logvar)
+
+
+def mixture_marginal_log_prob(z: Array, log_weights: Array, mu: Array, logvar: Array) -> jax.Array:
+    """The same of every number of z on its own, under the mixture's marginals, (B, Z)."""
+    return _call("mixture_marginal_log_prob", z, log_weights, mu, logvar)
 
 
 def nearest_code(z: Array, codebook: Array) -> tuple[jax.Array, jax.Array]:

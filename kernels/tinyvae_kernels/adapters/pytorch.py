@@ -54,6 +54,8 @@ __all__ = [
     "gaussian_sample",
     "log_mean_exp",
     "logistic_mixture_nll",
+    "mixture_log_prob",
+    "mixture_marginal_log_prob",
     "nearest_code",
     "reparameterize",
 ]
@@ -551,6 +553,11 @@ def _resaved_kl(mu: Any, logvar: Any, *, free_bits: float) -> tuple:
     return rows(mu), rows(logvar), kl_floor(free_bits, arithmetic(mu.dtype)), mu.shape
 
 
+def _resaved_mixture(pair: str) -> Callable[..., tuple]:
+    """By another forward: its result and its shares are not among the arguments."""
+    return lambda *arrays: PAIRS[pair][0](*arrays)[1]
+
+
 def _kept_activation(inputs: tuple, out: Any) -> tuple:
     """The result in place of x where the derivative is a function of it."""
     x, bias, activation = inputs
@@ -583,6 +590,14 @@ _PAIRS = {
         _Pair("gaussian_elbo", data=("x",)),
         _Pair("gaussian_fixed_elbo", data=("x",)),
         _Pair("log_mean_exp"),
+        _Pair(
+            "mixture_log_prob", kept=("z", "log_weights", "mu", "logvar"),
+            resaved=_resaved_mixture("mixture_log_prob"), vmap=_no_vmap,
+        ),
+        _Pair(
+            "mixture_marginal_log_prob", rowwise=False, kept=("z", "log_weights", "mu", "logvar"),
+            resaved=_resaved_mixture("mixture_marginal_log_prob"), vmap=_no_vmap,
+        ),
         _Pair(
             "nearest_code", data=("codebook",), unit=("z",), kept=(), also=("codes",),
             rowwise=False, vmap=_no_vmap,
@@ -701,6 +716,19 @@ def gaussian_fixed_elbo(
 def log_mean_exp(log_w: Tensor) -> Tensor:
     """log 1/K sum_k exp(log_w_k) of each row, (B,): the bound of importance-weighted VAEs."""
     return _call("log_mean_exp", (log_w,))
+
+
+def mixture_log_prob(z: Tensor, log_weights: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """log sum_k exp(log_weights_k) N(z; mu_k, diag exp(logvar_k)) of each row, (B,), in nats.
+
+    z: (B, Z); log_weights: (K,) or (B, K); mu, logvar: (K, Z).
+    """
+    return _call("mixture_log_prob", (z, log_weights, mu, logvar))
+
+
+def mixture_marginal_log_prob(z: Tensor, log_weights: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """The same of every number of z on its own, under the mixture's marginals, (B, Z)."""
+    return _call("mixture_marginal_log_prob", (z, log_weights, mu, logvar))
 
 
 def nearest_code(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
