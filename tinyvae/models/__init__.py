@@ -8,6 +8,7 @@ from __future__ import annotations
 from .base import Model, Parts, Spec
 from .discrete import Bernoulli, Categorical, Gumbel
 from .ladder import BottomUp, Ladder
+from .sequence import Sequence
 from .vae import VAE
 from .world import World
 
@@ -18,6 +19,7 @@ _ALL: tuple[type[Spec], ...] = (
     Bernoulli,
     Ladder,
     BottomUp,
+    Sequence,
     World,
 )
 KINDS: dict[str, type[Spec]] = {kind.name: kind for kind in _ALL}
