@@ -52,7 +52,7 @@ class Flow(Module):
 
 
 class Amortized(Module):
-    """Parameters of a flow: its own, or linear maps of the context.
+    """Parameters of a flow: its own, or a linear map of the context.
 
     initial: (...) first values of each, reached exactly for a context of zeros.
     """
@@ -61,28 +61,29 @@ class Amortized(Module):
         self, features: int | None, rng: np.random.Generator, dtype: Any, *initial: np.ndarray
     ):
         self.features, self.shapes = features, [value.shape for value in initial]
-        self.own, self.heads = [], []
-        for value in initial:
-            if features is None:
+        self.own, self.head = [], None
+        if features is None:
+            for value in initial:
                 first = np.ascontiguousarray(value[None], dtype)
                 self.own.append(Tensor(first, requires_grad=True))
-            else:
-                head = Linear(features, value.size, initialiser=_slight, rng=rng, dtype=dtype)
-                head.bias.data[:] = value.ravel()  # type: ignore[union-attr]
-                self.heads.append(head)
+        else:
+            biases = np.concatenate([value.ravel() for value in initial])
+            self.head = Linear(features, biases.size, initialiser=_slight, rng=rng, dtype=dtype)
+            self.head.bias.data[:] = biases  # type: ignore[union-attr]
 
     def __call__(self, context: Any = None) -> list[Tensor]:
         """context (N, features) -> the parameters, each (N, ...), or (1, ...) if they are own.
 
         Raises ValueError if a context is needed and there is none.
         """
-        if self.features is None:
+        if self.head is None or self.features is None:
             return self.own
-        context = _given(context, self.features)
-        return [
-            ops.reshape(head(context), (len(context), *shape))
-            for head, shape in zip(self.heads, self.shapes, strict=True)
-        ]
+        raw, found, start = self.head(_given(context, self.features)), [], 0
+        for shape in self.shapes:
+            end = start + math.prod(shape)
+            found.append(ops.reshape(raw[:, start:end], (len(raw), *shape)))
+            start = end
+        return found
 
 
 def _given(context: Any, features: int) -> Any:
