@@ -30,7 +30,6 @@ from tinyvae.data import load
 ROOT = Path(__file__).parents[1]
 SMALL = ("--hidden", 16, "--latent-dim", 3, "--batch-size", 256)
 ALL = {*runs.FILES}
-CLOCK = ("seconds", "examples_per_second", "peak_memory_mb")
 
 
 @dataclass
@@ -79,7 +78,9 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 def metrics(run: Path) -> list[dict]:
     """The log, without what the clock decides."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if k not in CLOCK} for r in records]
+    return [
+        {k: v for k, v in r.items() if k not in ("seconds", "examples_per_second")} for r in records
+    ]
 
 
 def same(a: Path, b: Path) -> bool:
@@ -396,6 +397,53 @@ def test_what_cannot_be_resumed(here, run):
     for text in ("{", "[]", "{}"):
         (run / "config.json").write_text(text)
         assert "config.json is damaged" in fails("train", "--resume", "--out", run)
+
+
+# ------------------------------------------------------------------------------------------ labels
+def test_a_model_of_labels(here):
+    """Training, pictures and checks ask the data set for its labels."""
+    done("train", "digits", "--model", "cvae", "--epochs", 2, "--out", "a", *SMALL)
+    vae, digits = tv.load("a/model.safetensors"), load("digits")
+    assert vae.classes_.tolist() == list(range(10))
+    done("sample", "a", "--label", 3, "--n", 5, "--out", "x.npy")
+    np.testing.assert_array_equal(np.load("x.npy"), vae.sample(5, 0, y=3))
+    done("sample", "a", "--n", 12, "--out", "x.npy")
+    np.testing.assert_array_equal(np.load("x.npy"), vae.sample(12, 0, y=[*range(10), 0, 1]))
+    done("sample", "a")
+    with Image.open("a/samples.png") as image:  # ten lines of seven, and the names of the classes
+        assert image.size[1] / image.size[0] > 1.2
+    printed = done("evaluate", "a", "--samples", 2, "--limit", 30)
+    assert f"{vae.evaluate(digits.test[:30], digits.test_labels[:30]).elbo:.3f}" in printed
+    done("encode", "a", "--split", "all", "--out", "z.npy")
+    np.testing.assert_array_equal(np.load("z.npy"), vae.transform(*digits.part("all")))
+    for command in ("reconstruct", "interpolate", "traverse"):
+        done(command, "a")
+    done("traverse", "a", "--label", 7, "--row", 3)
+    assert "--label: there is no label '12'; the labels are 0, 1" in fails(
+        "sample", "a", "--label", 12
+    )
+    done("train", "--resume", "--out", "a", "--epochs", 3)
+
+
+def test_a_condition_of_real_values(here):
+    """Any array is a condition; the sprites' factors are one."""
+    options = ("--model", "cvae:learned_prior=true", "--epochs", 1, "--batch-size", 500)
+    done("train", "sprites", *options, "--out", "a", "--hidden", 4, "--latent-dim", 2)
+    done("sample", "a", "--n", 2, "--label", "0,0.5,0,0.5,0.5", "--out", "x.npy")
+    assert np.load("x.npy").shape == (2, 64, 64, 1)
+    assert "the model needs --label, 5 real numbers a row" in fails("sample", "a")
+    assert "expected 5 numbers with commas" in fails("sample", "a", "--label", "heart")
+    assert "expected (3, 5)" in fails("sample", "a", "--label", "1,2", "--n", 3)
+
+
+def test_labels_where_there_are_none(run, here):
+    np.save("rows.npy", np.random.default_rng(0).random((30, 4)) < 0.5)
+    line = fails("train", "rows.npy", "--model", "cvae", "--out", "a")
+    assert "rows.npy has no labels, which --model cvae needs" in line
+    assert not Path("a").exists()
+    assert "--label is for models of labels, but the model is vae" in fails(
+        "sample", run, "--label", 3
+    )
 
 
 # -------------------------------------------------------------------------------- other commands

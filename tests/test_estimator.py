@@ -200,8 +200,9 @@ def test_interpolation_starts_and_ends_at_the_reconstructions(digits, fitted, sp
 
 def test_spherical_interpolation_keeps_the_norm(digits, fitted, monkeypatch):
     ends = np.array([[3.0, 0.0], [0.0, 3.0]], np.float32)
-    monkeypatch.setattr(fitted, "encode", lambda X: (ends, None), raising=False)
-    monkeypatch.setattr(fitted, "decode", lambda z: z, raising=False)
+    monkeypatch.setattr(fitted, "encode", lambda X, y: (ends, None), raising=False)
+    monkeypatch.setattr(fitted, "_outputs", lambda z, labels: z, raising=False)
+    monkeypatch.setattr(fitted, "_mean", lambda outputs: outputs, raising=False)
     z = fitted.interpolate(digits[0], digits[1], 5, spherical=True)
     np.testing.assert_allclose(np.linalg.norm(z, axis=1), 3, rtol=1e-6)
 

@@ -210,6 +210,9 @@ Pair = Annotated[str, typer.Option("--rows", help="From row A to row B.", metava
 Row = Annotated[int | None, _option(
     "Start from the code of this row.", unit="N", default="the prior's mean")]
 Top = Annotated[int, typer.Option(help="How many latent dimensions.", metavar="N", min=1)]
+Label = Annotated[str | None, _option(
+    "Of the new rows, for a model of labels; numbers with commas between for a condition.",
+    unit="LABEL", default="every class")]
 Sampled = Annotated[Path | None, _option(
     "File to write, .png or .npy.", "--out", unit="FILE", default="samples.png beside the model")]
 Encoded = Annotated[Path | None, _option(
@@ -332,11 +335,12 @@ def evaluate(
     model = opened.model
     if samples and model.likelihood_.is_loss:
         raise ValueError("--samples estimates a log-likelihood, but bce is a plain loss")
-    rows = _rows(opened, source, split, data_dir, array)[:limit]
-    result, K, log_p = model.evaluate(rows), 100 if samples is None else samples, None
+    rows, y = _rows(opened, source, split, data_dir, array)
+    rows, y = rows[:limit], None if y is None else y[:limit]
+    result, K, log_p = model.evaluate(rows, y), 100 if samples is None else samples, None
     if K and not model.likelihood_.is_loss:
         with out.status(f"estimating log p(x), {K} samples a row"):
-            log_p = float(model.log_likelihood(rows, K).mean(dtype=np.float64))
+            log_p = float(model.log_likelihood(rows, K, y=y).mean(dtype=np.float64))
     say(out, "model", str(run))
     say(out, "data", f"{len(rows):,} {split} rows of {source or 'the run'}")
     console.show_evaluation(model, result, log_p, K, out)
@@ -344,15 +348,22 @@ def evaluate(
 
 @app.command(rich_help_panel="Look")
 def sample(
-    run: Run, n: Number = 64, seed: Seed = 0, path: Sampled = None, device: Device = "auto"
+    run: Run,
+    n: Number = 64,
+    seed: Seed = 0,
+    label: Label = None,
+    path: Sampled = None,
+    device: Device = "auto",
 ) -> None:
-    """Draw new rows from the prior, as a picture or an array."""
+    """Draw new rows from the prior, as a picture or an array; of each class, or of one."""
     opened = runs.open_run(run, device)
+    model, y = opened.model, runs.label(opened.model, label)
     with _output(path, opened, "samples.png", ".png", ".npy") as file:
         if file.suffix == ".npy":
-            _save_array(file, opened.model.sample(n, seed))
+            y = plots.every_class(model, n) if y is None else y
+            _save_array(file, model.sample(n, seed, y=y))
         else:
-            plots.samples(opened.model, file, n=n, seed=seed)
+            plots.samples(model, file, n=n, seed=seed, y=y)
 
 
 @app.command(rich_help_panel="Look")
@@ -369,8 +380,8 @@ def reconstruct(
     """Show rows of DATA and what the model makes of them."""
     opened = runs.open_run(run, device)
     with _output(path, opened, "reconstructions.png", ".png") as file:
-        rows = _rows(opened, source, split, data_dir, array)
-        plots.reconstruction(opened.model, rows[:n], file)
+        rows, y = _rows(opened, source, split, data_dir, array)
+        plots.reconstruction(opened.model, rows[:n], file, y=None if y is None else y[:n])
 
 
 @app.command(rich_help_panel="Look")
@@ -391,10 +402,10 @@ def interpolate(
         numbers = runs.numbers(pair)
         if len(numbers) != 2:
             raise ValueError(f"--rows takes two row numbers, A,B; got {pair!r}")
-        rows = _rows(opened, source, split, data_dir, array)
+        rows, y = _rows(opened, source, split, data_dir, array)
         ends = np.stack([_row(rows, number) for number in numbers])
-        names = [f"row {number}" for number in numbers]
-        plots.interpolation(opened.model, ends, file, steps=steps, names=names)
+        names, y = [f"row {number}" for number in numbers], None if y is None else y[numbers]
+        plots.interpolation(opened.model, ends, file, steps=steps, names=names, y=y)
 
 
 @app.command(rich_help_panel="Look")
@@ -404,6 +415,7 @@ def traverse(
     row: Row = None,
     steps: Steps = 9,
     top: Top = 20,
+    label: Label = None,
     path: Picture = None,
     split: Split = "test",
     data_dir: DataDir = None,
@@ -412,15 +424,18 @@ def traverse(
 ) -> None:
     """Move each latent dimension over the prior's quantiles."""
     opened = runs.open_run(run, device)
-    model, base = opened.model, None
+    model, base, of = opened.model, None, runs.label(opened.model, label)
+    if of is None and model.classes_ is not None:
+        of = model.classes_[0]
     with _output(path, opened, "traversal.png", ".png") as file:
         if source is None and row is None and model.history_:
             kl = model.history_[-1]["kl_per_dimension"]
         else:
-            rows = _rows(opened, source, split, data_dir, array)
+            rows, y = _rows(opened, source, split, data_dir, array)
             base = None if row is None else _row(rows, row)
-            kl = model.evaluate(rows).kl_per_dimension
-        plots.traversal(model, file, kl=kl, row=base, steps=steps, top=top)
+            of = y[row] if label is None and row is not None and y is not None else of
+            kl = model.evaluate(rows, y).kl_per_dimension
+        plots.traversal(model, file, kl=kl, row=base, steps=steps, top=top, y=of)
 
 
 @app.command(rich_help_panel="Look")
@@ -436,13 +451,13 @@ def encode(
     """Write the posterior means of rows to an array."""
     opened = runs.open_run(run, device)
     with _output(path, opened, f"{split}-codes.npy", ".npy") as file:
-        rows = _rows(opened, source, split, data_dir, array)
-        _save_array(file, opened.model.transform(rows))
+        rows, y = _rows(opened, source, split, data_dir, array)
+        _save_array(file, opened.model.transform(rows, y))
 
 
 def _rows(
     opened: Opened, source: str | None, split: str, data_dir: Path | None, array: str | None
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray | None]:
     with console.downloads(out) as progress:
         return runs.rows_for(
             opened, source, split, data_dir=data_dir, array=array, progress=progress

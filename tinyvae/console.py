@@ -174,7 +174,7 @@ def finish(
     path = folder.path
     with console.status("drawing"):
         _write(model, dataset, folder, config)
-    _achieved(model, dataset.test, config, console)
+    _achieved(model, dataset, config, console)
     say(console, "files", f"{path}{os.sep}")
     for names in (FILES[:4], FILES[4:]):
         say(console, "", "  ".join(names))
@@ -189,27 +189,32 @@ def finish(
 
 def _write(model: VAE, dataset: Dataset, folder: RunFolder, config: Config) -> None:
     """The files that come last."""
+    y = dataset.test_labels if model.uses_labels else None
     folder.write_metrics(model.history_)
     with writing(folder.path / MODEL) as file:
         model.save(file)
     with writing(folder.path / "curves.png") as file:
         plots.curves(model.history_, file, loss=config.is_loss)
     with writing(folder.path / "reconstructions.png") as file:
-        plots.reconstruction(model, dataset.test[:32], file)
+        plots.reconstruction(model, dataset.test[:32], file, y=None if y is None else y[:32])
     with writing(folder.path / "samples.png") as file:
-        plots.samples(model, file)
+        if y is None or model.classes_ is not None:
+            plots.samples(model, file)
+        else:  # no class to name: conditions that occur
+            plots.samples(model, file, n=len(y[:64]), y=y[:64])
 
 
-def _achieved(model: VAE, test: np.ndarray, config: Config, console: Console) -> None:
+def _achieved(model: VAE, dataset: Dataset, config: Config, console: Console) -> None:
     """The test ELBO in nats and bits, its terms, active units and seconds."""
-    result, last = model.evaluate(test), model.history_[-1]
+    test, y = dataset.test, dataset.test_labels if model.uses_labels else None
+    result, last = model.evaluate(test, y), model.history_[-1]
     terms = f"(nll {result.nll:.2f} + KL {result.kl:.2f})"
     if config.is_loss:
         say(console, "test", f"loss {-result.elbo:.2f} nats {terms}; it bounds no likelihood")
     else:
         say(console, "test", f"ELBO {nats_and_bits(result.elbo, model)} {terms}")
     if config.samples:
-        log_p = float(model.log_likelihood(test, config.samples).mean(dtype=np.float64))
+        log_p = float(model.log_likelihood(test, config.samples, y=y).mean(dtype=np.float64))
         say(console, "", f"log p(x) {nats_and_bits(log_p, model)} ({config.samples} samples a row)")
     active = f"{result.active_units} of {model.network_.latent_dim} latent dimensions active"
     say(console, "", f"{active}; {last['seconds']:.1f} seconds, {last['epoch']} epoch"

@@ -78,6 +78,17 @@ class Dataset:
         rows = np.concatenate([self.train, self.validation, self.test])
         return rows if self.order is None else rows[np.argsort(self.order)]
 
+    def part(self, split: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Rows and labels of "train", "validation", "test", or "all" in the order of the source."""
+        if split != "all":
+            return getattr(self, split), getattr(self, f"{split}_labels")
+        parts = self.train_labels, self.validation_labels, self.test_labels
+        known = [part for part in parts if part is not None]
+        labels = np.concatenate(known) if len(known) == len(parts) else None
+        if labels is not None and self.order is not None:
+            labels = labels[np.argsort(self.order)]
+        return self.whole(), labels
+
     def __repr__(self) -> str:
         rows = f"{len(self.train)} + {len(self.validation)} + {len(self.test)}"
         return f"<Dataset {self.name}: {rows} rows {self.train.shape[1:]} {self.train.dtype}>"

@@ -21,6 +21,8 @@ from ._sklearn import NotFittedError, Parameters
 from ._text import unknown
 from .batches import BINARIZE, Rows
 from .data import as_rows, check_finite
+from .labels import Labels
+from .labels import checked as checked_labels
 from .models import Parts, Spec, networks
 from .ops import noise
 from .ops.noise import Draw, Stream
@@ -45,8 +47,8 @@ class VAE(Parameters):
     likelihood: "bernoulli" (bits), "gaussian" (real values; `variance` a number, "learned" for
     every value or "shared"), "bce" (grey values in [0, 1]; a loss, not a likelihood), "laplace",
     "student:4" (real values), "beta" (in (0, 1)), "logistic:256", "mixture_logistic:5" (pixels of
-    few levels), "categorical:10" (classes), "tokens:27" (sequences of symbols, ended by -1),
-    "poisson" or "negative_binomial" (counts); or an object of tinyvae.likelihoods.
+    few levels), "categorical:10" (classes), "poisson" or "negative_binomial" (counts); or an object
+    of tinyvae.likelihoods.
     binarize: "dynamic" or "static" draws bits from grey values; None leaves the data alone.
     beta, kl_schedule: weight of the KL is beta times the schedule, a number, a text such as
     "linear:0:1:10", or a function of the time in epochs.  free_bits: nats per dimension and row.
@@ -55,8 +57,8 @@ class VAE(Parameters):
     random_state: None, an int or a NumPy generator.  dtype: "float32" or "float64".
     device: "cpu", "cuda" (CuPy's arrays, on a GPU), or "auto": cuda if it can be used, else cpu.
 
-    Learned: network_, likelihood_, history_ (a dict an epoch), seed_, n_features_in_, classes_ (the
-    labels, sorted, if the model uses any),
+    Learned: network_, likelihood_, history_ (a dict an epoch), seed_, n_features_in_, labels_ (what
+    y was, if the model uses it) and classes_ (the labels, sorted, if y was labels),
     data_shape_ (of a row as the network sees it), row_shape_ (as it was given), scale_ (uint8
     pixels are divided by it: 255, or 1 if they are 0 and 1), device_ (cpu or cuda: the network
     lies there, all that is given and returned on the CPU), optimizer_, progress_.
@@ -189,7 +191,8 @@ class VAE(Parameters):
         """Train a new network on X.
 
         X: (N, D), (N, H, W) or (N, H, W, C); floats, or uint8 pixels.
-        y: labels (N,) or conditions (N, C) floats, for a model that uses them; else ignored.
+        y: labels (N,), numbers or texts, or conditions (N, C) floats, for a model that uses them;
+        else ignored.  -1 is an unknown label, where the model can do without some.
         validation: None, rows like X, the pair (X, y), or a fraction of X in (0, 1) to set aside at
         random.
         callbacks: tinyvae.train.Callback objects.
@@ -200,11 +203,11 @@ class VAE(Parameters):
         if device="cuda" cannot be used.
         """
         self._validate()
-        (X, y), (held_X, held_y) = self._split(X, self._used(y), validation)
+        (X, y), (held_X, held_y) = self._split(X, self._used(y, X), validation)
         if resume:
             if checkpoint is None:
                 raise ValueError("resume=True needs the checkpoint to continue from")
-            saved.resume(checkpoint, self, X)
+            saved.resume(checkpoint, self, X, y)
         else:
             self._start(X, y)
         rows = self._checked_rows(X, "X", y)
@@ -214,7 +217,7 @@ class VAE(Parameters):
         run = self._run(rows, held, callbacks)
         if checkpoint is not None:
             saved.plain_parameters(self)  # what cannot be written is refused before any work
-            path, fingerprint = Path(checkpoint), saved.fingerprint(X)
+            path, fingerprint = Path(checkpoint), saved.fingerprint(X, y)
             run.save = lambda: saved.write(path, self, run, fingerprint)
         run.train()
         return self
@@ -223,7 +226,7 @@ class VAE(Parameters):
         """One pass over X, continuing from where the model stands; a new model starts."""
         self._validate()
         X = as_rows(np.asarray(X))
-        y = self._used(y)
+        y = self._used(y, X)
         if not hasattr(self, "network_"):
             self._start(X, y)
         self.progress_.stopped = False  # what ended an earlier fit does not end this pass
@@ -234,20 +237,30 @@ class VAE(Parameters):
         """fit(X, y), then transform(X)."""
         return self.fit(X, y, **options).transform(X, y)
 
-    def _used(self, y: Any) -> Any:
-        """y, if the model uses labels; ValueError if it cannot do without."""
+    def _used(self, y: Any, X: Any = None) -> Any:
+        """y, if the model uses labels; ValueError if it cannot do without, or they are not X's."""
         kind = self._kind()
         if kind.labels == "ignored":
             return None
         if y is None and kind.labels == "needed":
             raise ValueError(f"model={kind.name!r} needs labels: give y")
-        return None if y is None else np.asarray(y)
+        return None if y is None else checked_labels(y, None if X is None else len(X))
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether the model uses y at all."""
+        return self._kind().labels != "ignored"
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the model cannot do without y."""
+        return self._kind().labels == "needed"
 
     def _split(self, X: Any, y: Any, validation: Any) -> tuple[tuple, tuple]:
         """X and y to train on, and to validate with; None for what there is none of."""
         X = np.asarray(X)
         if isinstance(validation, tuple) and len(validation) == 2:
-            return (X, y), (np.asarray(validation[0]), self._used(validation[1]))
+            return (X, y), (np.asarray(validation[0]), self._used(validation[1], validation[0]))
         if not isinstance(validation, (float, int)):
             held_X = None if validation is None else np.asarray(validation)
             return (X, y), (held_X, None if held_X is None else self._used(None))
@@ -275,11 +288,16 @@ class VAE(Parameters):
         self.n_features_in_ = rows[0].size
         pixels = rows.dtype == np.uint8 and not self._likelihood().counts
         self.scale_ = 255.0 if pixels and rows.max(initial=0) > 1 else 1.0
-        self.classes_ = _classes(y)
+        self._learn(None if y is None else Labels.of(y))
         self._build()
         self._best_state: dict[str, Any] | None = None
         self.progress_ = Progress()
         self.history_ = self.progress_.history
+
+    def _learn(self, labels: Labels | None) -> None:
+        """What y was at fit."""
+        self.labels_: Any = labels
+        self.classes_ = None if labels is None else labels.classes
 
     def _build(self) -> None:
         """Network and optimizer for the shapes and the seed at hand, on the device."""
@@ -291,6 +309,7 @@ class VAE(Parameters):
             self.data_shape_, int(self.latent_dim), self.likelihood_, self.architecture,
             tuple(self.hidden), tuple(self.channels), self.activation, prior, flow, self.free_bits,
             classes=0 if self.classes_ is None else len(self.classes_),
+            condition=0 if self.labels_ is None else self.labels_.size,
             own=None if own is None else copy.deepcopy(own),
             rng=np.random.default_rng(self.seed_), dtype=dtype,
         )  # fmt: skip
@@ -309,15 +328,18 @@ class VAE(Parameters):
             devices.move(np.zeros((2, *shape), dtype), self.device_)
             for shape in (self.data_shape_, (self.latent_dim,))
         )
+        y = None
+        if self.labels_ is not None:
+            y = devices.move(np.zeros((2, self.labels_.size), dtype), self.device_)
         with no_grad():
-            encoded = self.network_.encode(x)
+            encoded = self.network_.encode(x, y)
             if not isinstance(encoded, tuple) or len(encoded) != 2:
                 raise ValueError("encoder must return the pair (mu, logvar)")
             for name, tensor in zip(("mu", "logvar"), encoded, strict=True):
                 if tensor.shape != (2, self.latent_dim):
                     raise ValueError(f"encoder gives {name} of shape {tensor.shape} for 2 rows, "
                                      f"expected (2, {self.latent_dim})")  # fmt: skip
-            output = self.network_.decode(z).data
+            output = self.network_.decode(z, y).data
         expected = (*x.shape[:-1], x.shape[-1] * self.likelihood_.blocks)
         if output.shape != expected:
             raise ValueError(f"decoder gives shape {output.shape} for 2 rows, expected {expected}")
@@ -362,26 +384,15 @@ class VAE(Parameters):
         )  # fmt: skip
 
     def _labels(self, y: Any, n: int) -> np.ndarray | None:
-        """Labels of n rows as the network sees them: numbers of classes, -1 for an unknown one.
+        """y of n rows as the network sees it: numbers of classes, -1 for an unknown one, or floats.
 
         y: one for each row, or one for all of them.
         Raises ValueError for labels that fit had not seen, and if a model that needs them has none.
         """
-        y = self._used(y)
-        if y is None:
-            return None
-        if y.ndim == 0:
-            y = np.repeat(y, n)
-        if len(y) != n:
-            raise ValueError(f"y has {len(y)} labels for {n} rows")
-        if self.classes_ is None:  # a condition, as it is
-            return y.astype(DTYPES[self.dtype])
-        unknown_label = (y.dtype.kind in "iu") & (y == -1) if y.dtype.kind != "O" else y == -1
-        codes = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
-        if wrong := (~unknown_label & (self.classes_[codes] != y)).nonzero()[0].tolist():
-            raise ValueError(f"y has the label {y[wrong[0]]!r} in row {wrong[0]}: fit saw "
-                             f"{', '.join(map(str, self.classes_))}")  # fmt: skip
-        return np.where(unknown_label, -1, codes)
+        if y is None or self.labels_ is None:
+            return self._used(y)
+        partly = self._kind().labels == "optional"
+        return self.labels_.codes(y, n, dtype=DTYPES[self.dtype], partly=partly)
 
     def _checked_rows(self, X: Any, name: str, y: Any = None, *, bits: bool = True) -> Rows:
         """X, every value checked: finite, and of the kind that the likelihood is for.
@@ -419,19 +430,18 @@ class VAE(Parameters):
 
     def decode(self, z: Any, y: Any = None) -> np.ndarray:
         """Mean of p(x | z), (N, ...) in the shape in which fit got its rows.  z: (N, Z)."""
-        return self._mean(self._outputs(z, y))
+        self._check_fitted()
+        return self._mean(self._outputs(z, self._labels(y, len(np.atleast_1d(z)))))
 
     def _mean(self, outputs: np.ndarray) -> np.ndarray:
         return self._as_given(self.likelihood_.mean(outputs))
 
-    def _outputs(self, z: Any, y: Any = None) -> np.ndarray:
-        """Raw parameters of p(x | z), in batches, on the CPU."""
-        self._check_fitted()
+    def _outputs(self, z: Any, labels: np.ndarray | None) -> np.ndarray:
+        """Raw parameters of p(x | z), in batches, on the CPU; labels: as the network sees them."""
         z = np.asarray(z, DTYPES[self.dtype])
         Z = self.network_.latent_dim
         if z.ndim != 2 or z.shape[1] != Z:
             raise ValueError(f"z must be (N, {Z}), got shape {z.shape}")
-        labels = self._labels(y, len(z))
         return self._in_batches(
             len(z),
             lambda part: self.network_.decode(self._there(z[part]), self._there(labels, part)).data,
@@ -469,49 +479,54 @@ class VAE(Parameters):
         seed, dtype, labels = _seed(random_state), DTYPES[self.dtype], self._labels(y, n)
         like = self.network_.parameters()[0].data
 
-        ask = self.network_.generate if mean else self.network_.sample
-
-        def rows(part: slice) -> Any:
+        def outputs(part: slice) -> Any:
             draw = Draw(part.stop - part.start, seed=seed, first=part.start, stream=Stream.SAMPLE,
                         dtype=dtype, like=like)  # fmt: skip
-            return ask(draw.rows, draw, self._there(labels, part))
+            return self.network_.generate(draw.rows, draw, self._there(labels, part))
 
-        found = self._in_batches(n, rows)
-        return self._mean(found) if mean else self._as_given(found)
+        raw = self._in_batches(n, outputs)
+        return self._mean(raw) if mean else self._as_given(self.likelihood_.sample(raw, seed=seed))
 
-    def interpolate(self, a: Any, b: Any, steps: int = 8, *, spherical: bool = False) -> np.ndarray:
+    def interpolate(
+        self, a: Any, b: Any, steps: int = 8, *, spherical: bool = False, y: Any = None
+    ) -> np.ndarray:
         """Rows on the way from row a to row b, (steps, ...), ends included.
 
         Through latent space, on a straight line, or on an arc with spherical=True (Shoemake 1985;
         White 2016), which keeps to the norms that the prior makes likely.
+        y: the labels of a and b, or one for both; a label's one-hot code moves on a line.
         """
         if steps < 2:
             raise ValueError(f"steps must be >= 2, got {steps}")
-        ends, _ = self.encode(np.stack([np.asarray(a), np.asarray(b)]))
+        ends, _ = self.encode(np.stack([np.asarray(a), np.asarray(b)]), y)
         t = np.linspace(0, 1, steps, dtype=ends.dtype)[:, None]
         weights = np.concatenate([1 - t, t], axis=1)  # (steps, 2)
+        labels = self._labels(y, 2)
+        if labels is not None:
+            one_hot = np.eye(self.labels_.size, dtype=ends.dtype)
+            labels = weights @ (one_hot[labels] if labels.ndim == 1 else labels)
         if spherical:
             unit = ends / np.maximum(np.linalg.norm(ends, axis=1, keepdims=True), 1e-12)
             angle = np.arccos(np.clip(unit[0] @ unit[1], -1, 1))
             if 1e-6 < angle < math.pi - 1e-6:  # else the arc is a line, or not unique
                 weights = np.sin(weights * angle) / np.sin(angle)
-        return self.decode(weights @ ends)
+        return self._mean(self._outputs(weights @ ends, labels))
 
-    def traverse(self, x: Any = None, steps: int = 9) -> np.ndarray:
+    def traverse(self, x: Any = None, steps: int = 9, *, y: Any = None) -> np.ndarray:
         """Each latent dimension moved over quantiles of the prior, (Z, steps, ...).
 
-        x: a row whose code the others stay at; the prior's mean by default.
+        x: a row whose code the others stay at; the prior's mean by default.  y: the label of all.
         """
         if steps < 2:
             raise ValueError(f"steps must be >= 2, got {steps}")
         self._check_fitted()
         Z, dtype = self.network_.latent_dim, DTYPES[self.dtype]
-        base = np.zeros((1, Z), dtype) if x is None else self.encode(np.asarray(x)[None])[0]
+        base = np.zeros((1, Z), dtype) if x is None else self.encode(np.asarray(x)[None], y)[0]
         quantiles = [NormalDist().inv_cdf(p) for p in np.linspace(0.025, 0.975, steps)]
         z = np.repeat(np.repeat(base, steps, axis=0)[None], Z, axis=0)  # (Z, steps, Z)
         for j in range(Z):
             z[j, :, j] = quantiles
-        rows = self.decode(z.reshape(Z * steps, Z))
+        rows = self.decode(z.reshape(Z * steps, Z), y)
         return rows.reshape(Z, steps, *self.row_shape_)
 
     # --------------------------------------------------------------------------------- evaluation
@@ -546,9 +561,9 @@ class VAE(Parameters):
         """Posterior mean of each row, (N, Z)."""
         return self.encode(X, y)[0]
 
-    def inverse_transform(self, Z: Any) -> np.ndarray:
+    def inverse_transform(self, Z: Any, y: Any = None) -> np.ndarray:
         """Mean of p(x | z) for each code, (N, ...)."""
-        return self.decode(Z)
+        return self.decode(Z, y)
 
     def score_samples(self, X: Any, y: Any = None) -> np.ndarray:
         """ELBO of each row, (N,) nats: a lower bound of its log-likelihood."""
@@ -590,20 +605,6 @@ def load(
     model = VAE(**parameters)
     saved.restore(model, arrays, description)
     return model
-
-
-def _classes(y: Any) -> np.ndarray | None:
-    """The labels that occur, sorted, without the -1 that stands for an unknown one.
-
-    None if there are no labels, or y (N, C) is a condition of real values.
-    Raises ValueError for anything else.
-    """
-    if y is None or (y.ndim == 2 and y.dtype.kind == "f"):
-        return None
-    if y.ndim != 1:
-        raise ValueError(f"y must be labels (N,), or floats (N, C), got {y.dtype} {y.shape}")
-    classes = np.unique(y)
-    return classes[classes != -1] if y.dtype.kind in "iuf" else classes
 
 
 def _seed(random_state: Any) -> int:

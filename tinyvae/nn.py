@@ -417,8 +417,8 @@ class Sequential(Module):
     def __init__(self, *layers: Callable[[Any], Tensor]):
         self.layers = list(layers)
 
-    def __call__(self, x: Any) -> Tensor:
-        """Apply all layers in order."""
+    def __call__(self, x: Any, *more: Any) -> Tensor:
+        """Apply all layers in order; more: what else the first one takes."""
         waiting = iter([*self.layers, None])
         layer = next(waiting)
         while layer is not None:
@@ -426,8 +426,8 @@ class Sequential(Module):
             if isinstance(layer, (Linear, Conv2d)) and following in _FUSED:
                 x, following = layer(x, _FUSED[following]), next(waiting)
             else:
-                x = layer(x)
-            layer = following
+                x = layer(x, *more)
+            layer, more = following, ()
         return x
 
 

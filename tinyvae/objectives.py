@@ -43,16 +43,25 @@ def elbo(
     beta: float = 1.0,
     free_bits: float = 0.0,
     batch: int | None = None,
+    y: Any = None,
 ) -> Terms:
     """The evidence lower bound with one sample of z a row, as a loss: its negative batch mean.
 
     E_q[log p(x | z)] - beta KL(q(z | x) || N(0, I))        Kingma and Welling 2014, equation 10
     network: has encode(x) -> mu, logvar and decode(z) -> the likelihood's raw parameters.
     x: (B, ...); eps: (B, Z) standard normal noise; batch: rows of the whole batch, if x is a part.
+    y: a condition, which encode and decode take too (Sohn et al. 2015).
     """
-    mu, logvar = network.encode(x)
+    condition = () if y is None else (y,)
+    mu, logvar = network.encode(x, *condition)
     z = ops.reparameterize(mu, logvar, eps)
     loss = likelihood.loss(
-        network.decode(z), x, mu, logvar, beta=beta, free_bits=free_bits, batch=batch or len(x)
+        network.decode(z, *condition),
+        x,
+        mu,
+        logvar,
+        beta=beta,
+        free_bits=free_bits,
+        batch=batch or len(x),
     )
     return Terms(loss, loss.saved.nll, loss.saved.kl, loss.saved.elbo)

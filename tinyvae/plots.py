@@ -27,6 +27,7 @@ DPI = 200
 FONT = 8  # points
 CELL = 96  # an image is enlarged to about this, by a whole factor so that no pixel is blurred
 LINES = (192, 96)  # width and height of a cell of lines
+MOST_CLASSES = 16  # that a picture of samples shows
 GAP = 6  # between cells, and around everything
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # Okabe and Ito 2008
 
@@ -310,29 +311,48 @@ def _active(axes: Axes, history: Any) -> None:
 
 
 # --------------------------------------------------------------------------- pictures of a model
-def samples(model: VAE, path: str | Path, *, n: int = 64, seed: int = 0) -> None:
-    """Write a PNG of n rows decoded from z ~ N(0, I)."""
-    columns = min(16, math.ceil(math.sqrt(n)))
-    image_grid(as_seen(model, model.sample(n, seed)), path, columns=columns, limits=limits(model))
+def samples(model: VAE, path: str | Path, *, n: int = 64, seed: int = 0, y: Any = None) -> None:
+    """Write a PNG of n rows decoded from z ~ p(z).
+
+    y: a label for all, or one for each row; without it a model of classes shows a line of each.
+    """
+    columns, names = min(16, math.ceil(math.sqrt(n))), []
+    if y is None and model.classes_ is not None:
+        classes = model.classes_[:MOST_CLASSES]
+        columns = math.ceil(n / len(classes))
+        n, y, names = columns * len(classes), np.repeat(classes, columns), list(map(str, classes))
+    rows = as_seen(model, model.sample(n, seed, y=y))
+    image_grid(rows, path, columns=columns, limits=limits(model), row_labels=names)
 
 
-def reconstruction(model: VAE, rows: np.ndarray, path: str | Path) -> None:
-    """Write a PNG of rows (N, ...) above what the model makes of them."""
-    reconstructions(as_seen(model, rows), as_seen(model, model.reconstruct(rows)), path)
+def every_class(model: VAE, n: int) -> np.ndarray | None:
+    """n labels, the model's classes in turn; None if it has none."""
+    return None if model.classes_ is None else np.resize(model.classes_, n)
+
+
+def reconstruction(model: VAE, rows: np.ndarray, path: str | Path, *, y: Any = None) -> None:
+    """Write a PNG of rows (N, ...) above what the model makes of them; y: their labels."""
+    reconstructions(as_seen(model, rows), as_seen(model, model.reconstruct(rows, y)), path)
 
 
 def interpolation(
-    model: VAE, ends: np.ndarray, path: str | Path, *, steps: int = 9, names: Sequence[str] = "ab"
+    model: VAE,
+    ends: np.ndarray,
+    path: str | Path,
+    *,
+    steps: int = 9,
+    names: Sequence[str] = "ab",
+    y: Any = None,
 ) -> None:
     """Write a PNG of the ways through latent space from ends[0] to ends[1], between the two.
 
-    ends: (2, ...), two rows as fit takes them, called `names`.
+    ends: (2, ...), two rows as fit takes them, called `names`; y: their labels.
     """
     a, b = as_seen(model, ends)
     lines = []
     for spherical in (False, True):
-        between = as_seen(model, model.interpolate(ends[0], ends[1], steps, spherical=spherical))
-        lines += [a, *between, b]
+        between = model.interpolate(ends[0], ends[1], steps, spherical=spherical, y=y)
+        lines += [a, *as_seen(model, between), b]
     titles = [names[0], *(f"{t:.2g}" for t in np.linspace(0, 1, steps)), names[1]]
     image_grid(
         np.stack(lines), path, columns=steps + 2, row_labels=("linear", "spherical"),
@@ -348,18 +368,19 @@ def traversal(
     row: np.ndarray | None = None,
     steps: int = 9,
     top: int = 20,
+    y: Any = None,
 ) -> None:
     """Write a PNG of each latent dimension moved over quantiles of the prior.
 
     kl: (Z,) nats, of each dimension; the `top` largest are shown, the largest first.  Empty for a
     model whose KL has no such parts: the first `top` are shown.
-    row: whose code the other dimensions stay at; the prior's mean by default.
+    row: whose code the other dimensions stay at; the prior's mean by default.  y: the label of all.
     """
     known = len(kl) > 0
     order = np.argsort(-np.asarray(kl if known else np.zeros(model.latent_dim)), kind="stable")[
         :top
     ]
-    rows = model.traverse(row, steps)[order]  # (top, steps, ...)
+    rows = model.traverse(row, steps, y=y)[order]  # (top, steps, ...)
     shown = as_seen(model, rows.reshape(-1, *rows.shape[2:]))
     image_grid(
         shown, path, columns=steps, limits=limits(model),

@@ -318,6 +318,7 @@ def load_data(config: Config, progress: Callable[[int, int, str], None] | None) 
 
 def check_data(dataset: data.Dataset, config: Config) -> None:
     """Find a value that cannot be trained on before the first step, in the test rows too."""
+    check_labels(dataset.train_labels, VAE(**config.options), config.source)
     options, hint = config.options, "scale the values to [0, 1], or use --likelihood gaussian"
     likelihood = likelihoods.resolve(options["likelihood"], options["variance"])
     for split in SPLITS:
@@ -351,8 +352,11 @@ def rows_for(
     data_dir: Path | None = None,
     array: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
-) -> np.ndarray:
-    """The rows of a data set, or of the run's own; ValueError if the model takes others."""
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The rows of a data set, or of the run's own, and their labels if the model uses any.
+
+    Raises ValueError if the model takes others.
+    """
     if split not in (*SPLITS, "all"):
         raise unknown("split", split, [*SPLITS, "all"])
     if opened.config and (source is None or absolute(source) == opened.config.source):
@@ -364,7 +368,7 @@ def rows_for(
     config.data_dir = config.data_dir if data_dir is None else absolute(data_dir)
     config.array = array or config.array
     dataset, model = load_data(config, progress), opened.model
-    rows = dataset.whole() if split == "all" else getattr(dataset, split)
+    rows, labels = dataset.part(split)
     if len(rows) == 0:
         raise ValueError(f"{config.source} has no {split} rows")
     if rows[0].size != model.n_features_in_:
@@ -372,4 +376,30 @@ def rows_for(
         raise ValueError(f"{config.source} has rows of {came} ({rows[0].size} features), but the "
                          f"model was trained on {expected} ({model.n_features_in_})")  # fmt: skip
     data.check_finite(rows, f"{config.source} ({split} rows)")
-    return rows
+    if not model.uses_labels:
+        return rows, None
+    check_labels(labels, model, config.source)
+    return rows, labels
+
+
+def check_labels(labels: np.ndarray | None, model: VAE, source: str) -> None:
+    """Raise ValueError if there are no labels and the model cannot do without."""
+    if labels is None and model.needs_labels:
+        raise ValueError(f"{source} has no labels, which --model {model.model} needs")
+
+
+def label(model: VAE, text: str | None) -> Any:
+    """The label that was given on the command line, or None for no choice among classes.
+
+    Raises ValueError for one that the model does not know, or cannot do without.
+    """
+    if text is None:
+        if model.needs_labels and model.classes_ is None:
+            raise ValueError(f"the model needs --label, {model.labels_}, with commas between")
+        return None
+    if not model.uses_labels:
+        raise ValueError(f"--label is for models of labels, but the model is {model.model}")
+    try:
+        return model.labels_.parse(text)
+    except ValueError as error:
+        raise ValueError(f"--label: {error}") from None

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import checkpoint, flows, likelihoods, models, priors, schedules, spelling
+from .labels import Labels
 from .train import Progress, Run
 
 
@@ -31,6 +32,7 @@ def write(
         "data_shape": list(model.data_shape_),
         "scale": model.scale_,
         "classes": None if model.classes_ is None else model.classes_.tolist(),
+        "condition": 0 if model.labels_ is None else model.labels_.columns,
         "progress": model.progress_.as_dict(),
     }
     if run is not None:
@@ -55,8 +57,9 @@ def restore(model: Any, arrays: dict[str, np.ndarray], description: dict[str, An
     model.data_shape_ = tuple(description["data_shape"])
     model.n_features_in_ = math.prod(model.data_shape_)
     model.scale_ = description["scale"]
-    classes = description["classes"]
-    model.classes_ = None if classes is None else np.array(classes)
+    classes, columns = description["classes"], description.get("condition", 0)
+    used = classes is not None or columns
+    model._learn(Labels(classes and np.array(classes), columns) if used else None)
     model.progress_ = Progress.from_dict(description["progress"])
     model.history_ = model.progress_.history
     model._build()
@@ -66,8 +69,8 @@ def restore(model: Any, arrays: dict[str, np.ndarray], description: dict[str, An
     model._best_state = checkpoint.part("best", arrays) or None
 
 
-def resume(path: str | Path, model: Any, X: np.ndarray) -> None:
-    """Restore a checkpoint for going on with training on X.
+def resume(path: str | Path, model: Any, X: np.ndarray, y: np.ndarray | None = None) -> None:
+    """Restore a checkpoint for going on with training on X, and y if the model uses it.
 
     Raises ValueError if the file is no checkpoint, or was trained with other hyperparameters or
     on other data: only `epochs`, `patience` and `device` may change.
@@ -83,8 +86,9 @@ def resume(path: str | Path, model: Any, X: np.ndarray) -> None:
                 f"{path} was trained with {name}={then.get(name)!r}, not {now[name]!r}: resume "
                 "with the same value"
             )
-    if description["fingerprint"] != fingerprint(X):
-        raise ValueError(f"{path} was trained on other data than the X given")
+    if description["fingerprint"] != fingerprint(X, y):
+        given = "X" if y is None else "X and y"
+        raise ValueError(f"{path} was trained on other data than the {given} given")
     restore(model, arrays, description)
     if any(now[name] != then[name] for name in ("epochs", "patience")):
         model.progress_.stopped = False
@@ -108,7 +112,8 @@ def plain_parameters(model: Any) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in parameters.items()}
 
 
-def fingerprint(X: np.ndarray) -> list[int]:
+def fingerprint(X: np.ndarray, y: np.ndarray | None = None) -> list[int]:
     """Enough of the data to notice that a run is resumed on other data."""
     some = np.ascontiguousarray(X[:: max(1, len(X) // 64)])
-    return [len(X), zlib.crc32(some.tobytes())]
+    labels = [] if y is None else [zlib.crc32(np.ascontiguousarray(y).tobytes())]
+    return [len(X), zlib.crc32(some.tobytes()), *labels]

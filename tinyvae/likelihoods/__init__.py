@@ -15,14 +15,13 @@ from .base import Likelihood
 from .bits import Bernoulli, CrossEntropy
 from .counts import Categorical, NegativeBinomial, Poisson
 from .reals import Gaussian, Laplace, StudentT
-from .tokens import Tokens
 from .unit import Beta, DiscretizedLogistic, LogisticMixture
 
 KINDS: dict[str, type] = {
     kind.name: kind
     for kind in (
         Bernoulli, Gaussian, CrossEntropy, Laplace, StudentT, Beta, DiscretizedLogistic,
-        LogisticMixture, Categorical, Poisson, NegativeBinomial, Tokens,
+        LogisticMixture, Categorical, Poisson, NegativeBinomial,
     )
 }  # fmt: skip
 LIKELIHOODS = tuple(KINDS)
@@ -67,7 +66,6 @@ __all__ = [
     "NegativeBinomial",
     "Poisson",
     "StudentT",
-    "Tokens",
     "resolve",
     "spell",
 ]

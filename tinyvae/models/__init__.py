@@ -6,20 +6,20 @@
 from __future__ import annotations
 
 from .base import Model, Parts, Spec
+from .cvae import CVAE
 from .discrete import Bernoulli, Categorical, Gumbel
 from .ladder import BottomUp, Ladder
-from .sequence import Sequence
 from .vae import VAE
 from .world import World
 
 _ALL: tuple[type[Spec], ...] = (
     VAE,
+    CVAE,
     Gumbel,
     Categorical,
     Bernoulli,
     Ladder,
     BottomUp,
-    Sequence,
     World,
 )
 KINDS: dict[str, type[Spec]] = {kind.name: kind for kind in _ALL}

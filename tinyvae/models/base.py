@@ -68,10 +68,6 @@ class Model(Module):
         """Raw parameters of p(x | z) for n rows z from the prior, an array."""
         return self.decode(self.prior.sample(n, draw), y).data
 
-    def sample(self, n: int, draw: Draw, y: Any = None) -> Any:
-        """n rows x, drawn from p(x | z) with z from the prior, an array."""
-        return self.likelihood.sample(self.generate(n, draw, y), seed=draw.seed, step=draw.first)
-
     def reconstruct(self, batch: Batch) -> Any:
         """Raw parameters of p(x | z) at each row's own code, an array."""
         return self.decode(self.encode(batch.x, batch.y)[0], batch.y).data
@@ -94,8 +90,9 @@ STANDARD = priors.Standard()
 class Parts:
     """What a model is made of, as the user asked for it.
 
-    shape: of a row of x as the network sees it; classes: number of labels, or 0; own: the user's
-    encoder and decoder, or None; prior, flow: specifications.  rng, dtype: of first weights.
+    shape: of a row of x as the network sees it; classes: number of labels, or 0; condition: numbers
+    that a row's y is to the network (classes, one-hot, or columns of real values), or 0; own: the
+    user's encoder and decoder, or None; prior, flow: specifications.  rng, dtype: of first weights.
     """
 
     shape: tuple[int, ...]
@@ -109,6 +106,7 @@ class Parts:
     flow: Any = None
     free_bits: float = 0.0
     classes: int = 0
+    condition: int = 0
     own: tuple[Callable, Callable] | None = None
     rng: Any = None
     dtype: Any = np.float32
@@ -120,7 +118,7 @@ class Parts:
         )
         return encoder, self._with_head(decoder)
 
-    def body_and_decoder(self, latent_dim: int) -> tuple[Callable, int, Callable]:
+    def body_and_decoder(self, latent_dim: int, **more: Any) -> tuple[Callable, int, Callable]:
         """An encoder's body x -> features, their number, and a decoder z -> raw parameters."""
         body, features, decoder = networks.body_and_decoder(
             self.architecture, self.shape, latent_dim, **self._options()
@@ -148,7 +146,7 @@ class Spec:
     """A kind of model as an argument: `model="vq:64"` is VQ(codes=64).
 
     takes: what it can be combined with, of "prior", "flow", "free_bits", "own" (networks of the
-    user's).  labels: "ignored", "optional" or "needed" at fit.
+    user's).  labels: "ignored", "needed", or "optional": some may be unknown at fit, all later.
     """
 
     name: ClassVar[str]

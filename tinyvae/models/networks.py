@@ -1,5 +1,8 @@
 """Encoders and decoders: x -> features -> mu, logvar;  z -> parameters of p(x | z).
 
+A condition y of E numbers a row (`extra=E`) is joined to x where the encoder's dense layers begin,
+and to z.
+
 Sizes: B batch, H W image, C channels, Z latent, D data.
 """
 
@@ -12,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import ops
 from .._text import unknown
 from ..nn import ACTIVATIONS, Conv2d, ConvTranspose2d, Linear, Module, Reshape, Sequential
 from ..tensor import Tensor
@@ -27,13 +31,31 @@ class GaussianEncoder(Module):
         self.mu = Linear(features, latent_dim, **options)
         self.logvar = Linear(features, latent_dim, **options)
 
-    def __call__(self, x: Any) -> tuple[Tensor, Tensor]:
-        """x (B, ...) -> mu, logvar, each (B, Z)."""
-        return self.heads(self.body(x))
+    def __call__(self, x: Any, *condition: Any) -> tuple[Tensor, Tensor]:
+        """x (B, ...), and y (B, E) if there is a condition -> mu, logvar, each (B, Z)."""
+        return self.heads(self.body(x, *condition))
 
     def heads(self, features: Any) -> tuple[Tensor, Tensor]:
         """The body's features (B, F) -> mu, logvar, each (B, Z)."""
         return self.mu(features), self.logvar(features)
+
+
+class Joined(Module):
+    """x -> front -> (B, F); then with y (B, E) beside it -> dense."""
+
+    def __init__(self, front: Callable, dense: Callable):
+        self.front, self.dense = front, dense
+
+    def __call__(self, x: Any, y: Any = None) -> Tensor:
+        """x (B, ...), y (B, E) -> what `dense` makes of (B, F + E)."""
+        return self.dense(ops.concatenate([self.front(x), y]))
+
+
+def _body(front: list, dense: list, extra: int) -> Callable:
+    """The body of an encoder from its layers: before a condition comes in, and after."""
+    if extra:
+        return Joined(Sequential(*front), Sequential(*dense))
+    return Sequential(*front, *dense)
 
 
 def _dense(sizes: list[int], activation: Callable, **options: Any) -> list:
@@ -50,6 +72,8 @@ def mlp(
     hidden: tuple[int, ...],
     outputs: int,
     activation: Callable,
+    *,
+    extra: int = 0,
     **options: Any,
 ) -> tuple[Callable, int, Callable]:
     """Fully connected: D - hidden, and Z - hidden - D.
@@ -58,13 +82,14 @@ def mlp(
     Returns the encoder's body x -> features, their number, and the decoder.
     """
     D = math.prod(shape)
-    body = Sequential(Reshape(-1), *_dense([D, *hidden], activation, **options))
+    down, up = [D + extra, *hidden], [latent_dim + extra, *hidden[::-1]]
+    body = _body([Reshape(-1)], _dense(down, activation, **options), extra)
     decoder = Sequential(
-        *_dense([latent_dim, *hidden[::-1]], activation, **options),
-        Linear([latent_dim, *hidden[::-1]][-1], outputs * D, **options),
+        *_dense(up, activation, **options),
+        Linear(up[-1], outputs * D, **options),
         Reshape(*shape[:-1], outputs * shape[-1]),
     )
-    return body, [D, *hidden][-1], decoder
+    return body, down[-1], decoder
 
 
 def conv(
@@ -75,6 +100,7 @@ def conv(
     activation: Callable,
     *,
     channels: tuple[int, ...] = (32, 64),
+    extra: int = 0,
     **options: Any,
 ) -> tuple[Callable, int, Callable]:
     """Convolutions 4x4 of stride 2 that halve the image, dense layers, and the mirror of it all.
@@ -91,27 +117,28 @@ def conv(
         )
     halving: dict[str, Any] = {"stride": 2, "padding": 1}
     (H, W, C), sizes = shape, [shape[:2]]
-    body: list = []
+    front: list = []
     for filters in channels:
         if min(H, W) < 2:
             raise ValueError(
                 f"an image of {shape[0]}x{shape[1]} cannot be halved {len(channels)} times: give "
                 f"fewer channels than {channels}"
             )
-        body += [Conv2d(C, filters, 4, **halving, **options), activation]
+        front += [Conv2d(C, filters, 4, **halving, **options), activation]
         H, W, C = H // 2, W // 2, filters
         sizes.append((H, W))
-    dense = [H * W * C, *hidden]
-    body += [Reshape(-1), *_dense(dense, activation, **options)]
+    dense = [H * W * C + extra, *hidden]
+    body = _body([*front, Reshape(-1)], _dense(dense, activation, **options), extra)
 
-    decoder: list = _dense([latent_dim, *hidden[::-1], H * W * C], activation, **options)
+    up = [latent_dim + extra, *hidden[::-1], H * W * C]
+    decoder: list = _dense(up, activation, **options)
     decoder += [Reshape(H, W, C)]
     widths = [*channels[::-1], outputs * shape[2]]
     for i, size in enumerate(sizes[-2::-1]):
-        up = ConvTranspose2d(widths[i], widths[i + 1], 4, output_size=size, **halving, **options)
-        decoder += [up, activation]
+        wider = ConvTranspose2d(widths[i], widths[i + 1], 4, output_size=size, **halving, **options)
+        decoder += [wider, activation]
     decoder.pop()  # the last layer's output is raw
-    return Sequential(*body), dense[-1], Sequential(*decoder)
+    return body, dense[-1], Sequential(*decoder)
 
 
 def body_and_decoder(
@@ -125,18 +152,23 @@ def body_and_decoder(
     activation: str | Callable,
     rng: np.random.Generator,
     dtype: Any = np.float32,
+    extra: int = 0,
 ) -> tuple[Callable, int, Callable]:
     """The body of an encoder x -> features, their number, and a decoder z -> raw parameters.
 
+    extra: numbers of a condition y that both take too: (x, y) -> features, (z, y) -> parameters.
     Raises ValueError for an unknown architecture or activation.
     """
     check_names(architecture, activation)
     if isinstance(activation, str):
         activation = ACTIVATIONS[activation]
     common = (shape, latent_dim, tuple(hidden), outputs, activation)
+    options: dict[str, Any] = {"extra": extra, "rng": rng, "dtype": dtype}
     if architecture == "mlp":
-        return mlp(*common, rng=rng, dtype=dtype)
-    return conv(*common, channels=tuple(channels), rng=rng, dtype=dtype)
+        body, features, decoder = mlp(*common, **options)
+    else:
+        body, features, decoder = conv(*common, channels=tuple(channels), **options)
+    return body, features, Joined(Sequential(), decoder) if extra else decoder
 
 
 def encoder_and_decoder(

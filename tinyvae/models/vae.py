@@ -53,14 +53,14 @@ class VAENetwork(Model):
         """The negative ELBO."""
         return objectives.elbo(
             self, batch.x, draw.normal(self.latent_dim), likelihood=self.likelihood, beta=beta,
-            free_bits=self.free_bits, batch=rows,
+            free_bits=self.free_bits, batch=rows, y=batch.y,
         )  # fmt: skip
 
     def evaluation(self, batch: Batch, draw: Draw, posterior: Any = None) -> Terms:
         """The ELBO without weights: its terms from their own kernels, for no gradient is wanted."""
         mu, logvar = posterior or self.posterior(batch)
         z = ops.reparameterize(mu, logvar, draw.normal(self.latent_dim))
-        nll = self.likelihood.nll(self.decode(z), batch.x)
+        nll = self.likelihood.nll(self.decode(z, batch.y), batch.x)
         kl = ops.gaussian_kl(mu, logvar)
         return Terms(nll + kl, nll.data, kl.data, -(nll + kl).data)
 
@@ -70,7 +70,7 @@ class VAENetwork(Model):
         eps = draw.normal(self.latent_dim)
         z = mu + np.exp(logvar / 2) * eps
         log_ratio = 0.5 * (eps**2 + logvar - z**2).sum(axis=1, dtype=np.float64)
-        return log_ratio - self.likelihood.nll(self.decode(z), batch.x).data
+        return log_ratio - self.likelihood.nll(self.decode(z, batch.y), batch.x).data
 
 
 @dataclass(frozen=True)
