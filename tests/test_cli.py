@@ -30,6 +30,7 @@ from tinyvae.data import load
 ROOT = Path(__file__).parents[1]
 SMALL = ("--hidden", 16, "--latent-dim", 3, "--batch-size", 256)
 ALL = {*runs.FILES}
+CLOCK = ("seconds", "examples_per_second", "peak_memory_mb")
 
 
 @dataclass
@@ -78,9 +79,7 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 def metrics(run: Path) -> list[dict]:
     """The log, without what the clock decides."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in r.items() if k not in ("seconds", "examples_per_second")} for r in records
-    ]
+    return [{k: v for k, v in r.items() if k not in CLOCK} for r in records]
 
 
 def same(a: Path, b: Path) -> bool:

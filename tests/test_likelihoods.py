@@ -492,7 +492,7 @@ def test_texts(text, likelihood):
 
 
 def test_names_and_the_variance_beside_them():
-    assert set(LIKELIHOODS) == set(KINDS)
+    assert set(LIKELIHOODS) == {*KINDS, "tokens"}  # tokens: test_likelihoods_tokens.py
     assert resolve("gaussian", 0.3) == Gaussian(0.3)
     assert resolve("gaussian", "learned") == Gaussian("learned")
     assert resolve("gaussian:0.2", 0.3) == Gaussian(0.2)

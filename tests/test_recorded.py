@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import tinyvae_kernels as kernels
-from tinyvae import Tensor, devices, likelihoods, nn, ops, optim, schedules, train
+from tinyvae import Tensor, batches, devices, likelihoods, nn, ops, optim, schedules, train
 from tinyvae.batches import Batch
 from tinyvae.models import vae
+from tinyvae.ops.noise import Stream
 
 SHAPES = {"mlp": (12,), "conv": (8, 8, 1)}
 
@@ -232,3 +233,40 @@ def test_a_group_is_recorded_too(shards, monkeypatch):
 
     for a, b in zip(run(True), run(False), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("binarize", [None, "dynamic"])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_program_reads_its_rows_itself(kind, binarize, shards, monkeypatch, rng):
+    """Gathered, scaled and binarized inside: the same bits as a batch made beforehand."""
+    monkeypatch.setattr(train, "shard_count", lambda network, size: shards)
+    pixels = rng.integers(0, 256, (40, 12)).astype(np.uint8)
+    array, scale = (pixels, 255.0) if kind == np.uint8 else ((pixels / 255).astype(kind), 1.0)
+    rows = batches.Rows(array, (12,), scale=scale, binarize=binarize, seed=4)
+    found = []
+    for draw in (rows.draw, rows.take):
+        network = network_of("mlp", likelihood=likelihoods.CrossEntropy())
+        optimizer = optim.Adam(network.parameters(), 1e-2)
+        with train.Step(network, optimizer, settings_of()) as step:
+            for i in range(6):
+                index = np.random.default_rng(i).permutation(40)[:8]
+                losses = step(draw(index, stream=Stream.BINARIZE, step=i))[:2]
+            states = [r.state for r in step._recorded.values() if r is not None]
+        assert states == ["ready"]
+        found.append([*losses, *(tensor.data for tensor in network.parameters())])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        batches.Rows(np.zeros((9, 4), np.uint8), (4,), y=np.arange(9)),
+        batches.Rows(np.zeros((4, 9), np.float32).T, (4,)),
+        batches.Rows(np.zeros((9, 4), np.int16), (4,)),
+    ],
+    ids=["labels", "strided", "int16"],
+)
+def test_other_rows_are_read_beforehand(rows):
+    assert isinstance(rows.draw(np.arange(3), stream=Stream.BINARIZE, step=0), batches.Batch)

@@ -55,7 +55,7 @@ def assert_same_bits(a, b):
 
 
 def without_clock(history):
-    clock = ("seconds", "examples_per_second")
+    clock = ("seconds", "examples_per_second", "peak_memory_mb")
     return [{k: v for k, v in record.items() if k not in clock} for record in history]
 
 
@@ -70,6 +70,7 @@ def test_the_elbo_rises_and_the_log_says_so(bits):
     assert record["step"] == 30 * 5  # 90 rows in batches of 20: the last has 10
     assert record["gradient_norm"] > 0
     assert record["seconds"] > 0
+    assert 10 < record["peak_memory_mb"] < 10_000
     assert record["active_units"] >= 1
 
 

@@ -47,6 +47,49 @@ class Batch:
         return Batch(x, y, mask, self.total or len(self))
 
 
+@dataclass(frozen=True, eq=False)
+class Gather:
+    """A batch still to be read: rows of an index, its dynamic bits from (stream, step).
+
+    `batch` reads it; `into` writes a part of it to memory that a recorded step reads.
+    """
+
+    rows: Rows
+    index: np.ndarray
+    stream: Stream
+    step: int
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of x."""
+        return (len(self.index), *self.rows.shape)
+
+    @property
+    def total(self) -> int:
+        """Rows of the data set."""
+        return len(self.rows)
+
+    def batch(self) -> Batch:
+        """The rows."""
+        return self.rows.take(self.index, stream=self.stream, step=self.step)
+
+    def into(self, x: np.ndarray, index: np.ndarray, part: slice, step: Any) -> None:
+        """x[part] = the rows of index[part], in one pass; step: a number, or its cell."""
+        rows = self.rows
+        stored = rows.array.reshape(len(rows), -1)
+        out = x.reshape(len(x), -1)[part]
+        if rows.binarize is None:
+            noise.gather_rows(stored, index[part], out, scale=rows.scale)
+            return
+        noise.gather_bits(
+            stored, index[part], out, scale=rows.scale, seed=rows.seed, stream=self.stream,
+            step=step, offset=part.start * stored.shape[1],
+        )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Rows:
     """N rows of data and how to read them.
@@ -89,6 +132,14 @@ class Rows:
         if mask is not None:
             mask = mask.astype(self.dtype, copy=False).reshape(len(x), *self.shape)
         return Batch(x, y, mask, len(self))
+
+    def draw(self, index: np.ndarray, *, stream: Stream, step: int) -> Batch | Gather:
+        """The rows of an index as they are best read: later, if they are plain x in memory."""
+        plain = self.y is None and self.mask is None and self.device == "cpu"
+        plain = plain and self.binarize != "static" and self.array.flags.c_contiguous
+        if plain and self.array.dtype in (np.uint8, np.float32, np.float64):
+            return Gather(self, index, stream, step)
+        return self.take(index, stream=stream, step=step)
 
     def _take(self, index: Any, *, stream: Stream, step: int = 0, offset: int = 0) -> Any:
         """x of the rows of an index, (B, *shape)."""
@@ -136,3 +187,8 @@ class Rows:
         """The row numbers of every batch of an epoch; the last batch may be smaller."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self))
         return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def read(source: Batch | Gather) -> Batch:
+    """The batch itself."""
+    return source.batch() if isinstance(source, Gather) else source

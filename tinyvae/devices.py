@@ -7,9 +7,13 @@ of the two kinds never mix; they are moved from one place to the other by `move`
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import math
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +28,7 @@ from tinyvae_kernels import (
     cuda_problem,
     cupy_device,
     is_device_array,
+    run_programs,
     threads,
 )
 
@@ -107,6 +112,22 @@ def to_host(array: Any) -> np.ndarray:
     return move(array, "cpu")
 
 
+# --------------------------------------------------------------------------------------- the memory
+def peak_memory() -> float:
+    """The most memory that this process has had in use so far, MB (2^20 bytes); NaN if unknown."""
+    with contextlib.suppress(OSError):  # ru_maxrss would include the parent's memory at the fork
+        status = dict(
+            line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
+        )
+        return int(status["VmHWM"].split()[0]) / 2**10
+    with contextlib.suppress(ImportError):  # Windows has none
+        import resource
+
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return math.nan
+
+
 __all__ = [
     "DEVICES",
     "BackendError",
@@ -120,8 +141,10 @@ __all__ = [
     "is_device_array",
     "move",
     "of",
+    "peak_memory",
     "problem",
     "resolve",
+    "run_programs",
     "threads",
     "to_host",
 ]

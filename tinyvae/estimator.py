@@ -47,8 +47,8 @@ class VAE(Parameters):
     likelihood: "bernoulli" (bits), "gaussian" (real values; `variance` a number, "learned" for
     every value or "shared"), "bce" (grey values in [0, 1]; a loss, not a likelihood), "laplace",
     "student:4" (real values), "beta" (in (0, 1)), "logistic:256", "mixture_logistic:5" (pixels of
-    few levels), "categorical:10" (classes), "poisson" or "negative_binomial" (counts); or an object
-    of tinyvae.likelihoods.
+    few levels), "categorical:10" (classes), "tokens:27" (sequences of symbols, ended by -1),
+    "poisson" or "negative_binomial" (counts); or an object of tinyvae.likelihoods.
     binarize: "dynamic" or "static" draws bits from grey values; None leaves the data alone.
     beta, kl_schedule: weight of the KL is beta times the schedule, a number, a text such as
     "linear:0:1:10", or a function of the time in epochs.  free_bits: nats per dimension and row.
@@ -479,13 +479,15 @@ class VAE(Parameters):
         seed, dtype, labels = _seed(random_state), DTYPES[self.dtype], self._labels(y, n)
         like = self.network_.parameters()[0].data
 
-        def outputs(part: slice) -> Any:
+        ask = self.network_.generate if mean else self.network_.sample
+
+        def rows(part: slice) -> Any:
             draw = Draw(part.stop - part.start, seed=seed, first=part.start, stream=Stream.SAMPLE,
                         dtype=dtype, like=like)  # fmt: skip
-            return self.network_.generate(draw.rows, draw, self._there(labels, part))
+            return ask(draw.rows, draw, self._there(labels, part))
 
-        raw = self._in_batches(n, outputs)
-        return self._mean(raw) if mean else self._as_given(self.likelihood_.sample(raw, seed=seed))
+        found = self._in_batches(n, rows)
+        return self._mean(found) if mean else self._as_given(found)
 
     def interpolate(
         self, a: Any, b: Any, steps: int = 8, *, spherical: bool = False, y: Any = None

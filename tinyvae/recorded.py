@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .batches import Batch
-from .devices import Cell, Program, add
+from .batches import Batch, Gather, read
+from .devices import Cell, Program, add, run_programs
 from .objectives import Terms
 from .optim import Adam
 from .parallel import Shards
@@ -47,18 +47,20 @@ class RecordedStep:
         same = all(t.data is a for t, a in zip(tensors, self.parameters, strict=True))
         return self.state != REFUSED and same
 
-    def gradients(self, x: np.ndarray, step: int, kl_weight: float, *, summed: bool) -> list[Terms]:
+    def gradients(
+        self, source: Batch | Gather, step: int, kl_weight: float, *, summed: bool
+    ) -> list[Terms]:
         """The losses of all shards; the gradients end up in the optimizer's parameters.
 
         summed: over the shards, already now; else by `update`, which costs less.
         """
         if self.state == NEW:
-            self._record(x, step, kl_weight)
+            self._record(source, step, kl_weight)
         else:
-            self._take(x, step, kl_weight)
-            self.shards.at_once(self.programs)
+            self._take(source, step, kl_weight)
+            run_programs(self.programs)
             if self.state == UNPROVEN:
-                self._prove(x, step, kl_weight)
+                self._prove(read(source).x, step, kl_weight)
         self.summed = summed
         if summed:
             self._sum()
@@ -76,15 +78,21 @@ class RecordedStep:
         self._run(self.updates, self._update_group)
 
     # ------------------------------------------------------------------------------------- inside
-    def _take(self, x: np.ndarray, step: int, kl_weight: float) -> None:
+    def _take(self, source: Batch | Gather, step: int, kl_weight: float) -> None:
         """What changes from step to step."""
-        np.copyto(self.x, x)
+        if isinstance(source, Gather):  # the program reads the rows itself
+            np.copyto(self.index, source.index)
+        else:
+            np.copyto(self.x, source.x)
         self.step.set(step)
         self.kl_weight.set(kl_weight)
 
-    def _record(self, x: np.ndarray, step: int, kl_weight: float) -> None:
+    def _record(self, source: Batch | Gather, step: int, kl_weight: float) -> None:
         """Compute the gradients and remember how."""
+        self.source, x = source, read(source).x
         self.x, self.kl_weight = x.copy(), Cell(x.dtype, kl_weight)
+        if isinstance(source, Gather):
+            self.index = source.index.copy()
         self.step = Cell(np.uint32, step)  # the program draws its own noise
         self.state = UNPROVEN
         try:
@@ -100,6 +108,8 @@ class RecordedStep:
     def _record_shard(self, network: Any, part: slice) -> tuple[Program, Terms, list]:
         program = Program()
         with program.record():
+            if isinstance(self.source, Gather):
+                self.source.into(self.x, self.index, part, self.step)
             losses, gradients = self._compute(network, part, self.x, self.step, self.kl_weight)
         self._compile(program)
         return program, losses, gradients
@@ -161,17 +171,19 @@ class RecordedStep:
     def _run(self, programs: list[Program | None], work: Callable[[list[int]], None]) -> None:
         """The program of each group of parameters; recorded while it works for the first time."""
 
+        done = [program for program in programs if program is not None]
+        if self.state != REFUSED and len(done) == len(programs):
+            run_programs(done)
+            return
+
         def run(k: int) -> None:
-            program, group = programs[k], self.shards.groups[k]
             if self.state == REFUSED:
-                work(group)
-            elif program is not None:
-                program()
-            else:
-                programs[k] = program = Program()
-                with program.record():
-                    work(group)
-                self._compile(program)
+                work(self.shards.groups[k])
+                return
+            programs[k] = program = Program()
+            with program.record():
+                work(self.shards.groups[k])
+            self._compile(program)
 
         self.shards.at_once([functools.partial(run, k) for k in range(len(programs))])
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import devices
-from .batches import Batch, Rows
+from .batches import Batch, Gather, Rows, read
 from .metrics import collapse_warning, evaluate, real
 from .models import Model
 from .objectives import Terms
@@ -133,28 +133,28 @@ class Step:
     ) -> tuple[np.ndarray, np.ndarray, float]:
         """Update the model; returns nll and kl of the rows, (B,) nats, and the gradient norm.
 
-        batch: a Batch, or an array x (B, ...), as the model sees it, on its device; epoch: the
-        time, for the schedules.  The norm costs a pass over all gradients: it is NaN unless it is
-        wanted, or needed for clipping.
+        batch: a Batch, a Gather of one, or an array x (B, ...), as the model sees it, on its
+        device; epoch: the time, for the schedules.  The norm costs a pass over all gradients: it is
+        NaN unless it is wanted, or needed for clipping.
         Raises DivergedError if the loss is not finite; nothing was changed then.
         """
-        batch = batch if isinstance(batch, Batch) else Batch(batch)
+        source = batch if isinstance(batch, (Batch, Gather)) else Batch(batch)
         settings, optimizer = self.settings, self.optimizer
         kl_weight = settings.kl_weight(epoch)
         want_norm = want_norm or settings.clip_norm is not None
-        recorded = self._recording(batch)
+        recorded = self._recording(source)
         if recorded is not None:
-            shards = recorded.gradients(batch.x, optimizer.steps, kl_weight, summed=want_norm)
+            shards = recorded.gradients(source, optimizer.steps, kl_weight, summed=want_norm)
         else:
-            shards = self._gradients(batch, kl_weight)
+            shards = self._gradients(read(source), kl_weight)
         # A GPU is waited for here, and for a norm: it updates while the next batch is prepared.
         loss = sum(float(_array(terms.elbo).sum(dtype=np.float64)) for terms in shards)
-        loss /= -len(batch)
+        loss /= -len(source)
         nll, kl = (
             np.concatenate([devices.to_host(_array(terms[i])) for terms in shards]) for i in (1, 2)
         )
         if not math.isfinite(loss):
-            raise DivergedError(self._diagnose(batch, epoch, loss))
+            raise DivergedError(self._diagnose(read(source), epoch, loss))
         norm, scale = math.nan, 1.0
         if want_norm:
             norm = gradient_norm(optimizer.main)
@@ -178,21 +178,24 @@ class Step:
 
         return self._shards.run(gradients, len(batch))
 
-    def _recording(self, batch: Batch) -> RecordedStep | None:
+    def _recording(self, source: Batch | Gather) -> RecordedStep | None:
         """The recorded step for batches of this shape, from the second one on, if there is one."""
-        x = batch.x
-        if not isinstance(x, np.ndarray) or devices.cpu_backend() != "numba":
-            return None  # a GPU, or the reference: there is no machine code to call
-        if batch.y is not None or batch.mask is not None:
+        if devices.cpu_backend() != "numba":
+            return None  # the reference: there is no machine code to call
+        key: tuple
+        if isinstance(source, Gather):
+            key = (source.shape, id(source.rows))
+        elif isinstance(source.x, np.ndarray) and source.y is None and source.mask is None:
+            key = (source.x.shape, source.x.dtype, source.total)
+        else:
             return None
-        key = (x.shape, x.dtype, batch.total)
         if key not in self._recorded:
             self._recorded[key] = None  # the first step compiles the kernels
             return None
         recorded = self._recorded[key]
         if recorded is None and sum(map(bool, self._recorded.values())) < MOST_RECORDED:
             recorded = RecordedStep(
-                self._shards, self.optimizer, self._objective, total=batch.total
+                self._shards, self.optimizer, self._objective, total=source.total
             )
             self._recorded[key] = recorded
         return recorded if recorded is not None and recorded.fits() else None
@@ -283,7 +286,7 @@ class Run:
         batches = self.rows.shuffled(self.settings.batch_size, epoch=progress.epoch)
         before, norm = progress.epoch_seconds, math.nan
         while progress.batch < len(batches):
-            batch = self.rows.take(
+            batch = self.rows.draw(
                 batches[progress.batch], stream=Stream.BINARIZE, step=self.optimizer.steps
             )
             now, last = progress.batch / len(batches), progress.batch == len(batches) - 1
@@ -318,6 +321,7 @@ class Run:
             "gradient_norm": norm,
             "seconds": progress.seconds + progress.epoch_seconds,
             "examples_per_second": count / max(progress.epoch_seconds, 1e-9),
+            "peak_memory_mb": devices.peak_memory(),
             "kl_per_dimension": list(result.kl_per_dimension),
             "active_units": result.active_units,
         }

@@ -16,7 +16,7 @@ from typing import Any
 from ._cuda import cuda_problem, cupy_device, is_device_array
 from ._dispatch import BACKENDS, BackendError, backend, cpu_backend, empty, numba_problem
 from ._memory import release as release_memory
-from ._program import Cell, Program
+from ._program import Cell, Program, run_programs
 from ._threads import cores, threads
 from .activation import ACTIVATIONS, bias_activation_backward, bias_activation_forward
 from .arena import Arena, scratch
@@ -35,6 +35,7 @@ from .elbo import (
     gaussian_fixed_elbo_forward,
     gaussian_fixed_elbo_value_and_grad,
 )
+from .gather import gather_bits, gather_rows
 from .gaussian import (
     gaussian_kl_backward,
     gaussian_kl_between_backward,
@@ -149,6 +150,8 @@ __all__ = [
     "cuda_problem",
     "cupy_device",
     "empty",
+    "gather_bits",
+    "gather_rows",
     "gaussian_elbo_backward",
     "gaussian_elbo_forward",
     "gaussian_elbo_value_and_grad",
@@ -191,6 +194,7 @@ __all__ = [
     "release_memory",
     "reparameterize_backward",
     "reparameterize_forward",
+    "run_programs",
     "scratch",
     "sgd_update",
     "swap_axes",

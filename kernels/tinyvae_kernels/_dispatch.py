@@ -123,10 +123,15 @@ class jit:
 
     _lock = threading.RLock()  # shared by all kernels: one may call another
 
-    def __init__(self, function: Callable):
-        self.function = function
+    def __init__(self, function: Callable, exact: bool = False):
+        self.function, self.is_exact = function, exact
         self.compiled: Callable | None = None
         functools.update_wrapper(self, function)
+
+    @classmethod
+    def exact(cls, function: Callable) -> jit:
+        """@jit.exact: every operation rounded as IEEE 754 says, for results that are bits."""
+        return cls(function, exact=True)
 
     def dispatcher(self) -> Callable:
         """Numba's compiled function: one, also if two threads ask for it at once."""
@@ -134,7 +139,7 @@ class jit:
             if self.compiled is None:
                 from . import _numba
 
-                self.compiled = _numba.compiled(self.function, jit)
+                self.compiled = _numba.compiled(self.function, jit, exact=self.is_exact)
         return self.compiled
 
     def __call__(self, *args: Any) -> Any:
@@ -156,19 +161,29 @@ class jit_rows(jit):
     """A jit whose rows are independent: a call on a large batch is cut over the cores.
 
     The first argument is an array with the rows along its first axis, and so is every other array
-    but those named in `whole`.  light: it does little more than move memory.
+    but those named in `whole`.  light: it does little more than move memory.  each: parts for each
+    thread; 1 where a part must first prepare what all rows share.
     """
 
-    def __init__(self, function: Callable, whole: tuple[str, ...] = (), light: bool = False):
+    def __init__(
+        self,
+        function: Callable,
+        whole: tuple[str, ...] = (),
+        light: bool = False,
+        each: int = _threads.PARTS,
+    ):
         super().__init__(function)
         names = function.__code__.co_varnames
         self.whole = frozenset(names.index(name) for name in whole)
-        self.light = light
+        self.bits = sum(1 << position for position in self.whole)
+        self.light, self.each = light, each
+        self.latest = (0, 0)  # for which types, by _parts.py's key; machine code's address
+        self._addresses: dict[int, int] = {}
 
     @classmethod
-    def sharing(cls, *whole: str) -> Callable[[Callable], jit_rows]:
+    def sharing(cls, *whole: str, each: int = _threads.PARTS) -> Callable[[Callable], jit_rows]:
         """@jit_rows.sharing("codebook"): that argument is the same for all rows."""
-        return lambda function: cls(function, whole)
+        return lambda function: cls(function, whole, each=each)
 
     @classmethod
     def moving(cls, function: Callable) -> jit_rows:
@@ -176,11 +191,18 @@ class jit_rows(jit):
         return cls(function, light=True)
 
     def __call__(self, *args: Any) -> Any:
-        count = _threads.parts(args, self.light)
+        count = _threads.parts(args, self.light, self.each)
         if count == 1 or recorder.get() is not None:  # a program runs in one thread
             return super().__call__(*args)
-        body = self.compiled or self.dispatcher()
-        return _threads.run_in_parts(body, args, self.whole, count)
+        return _threads.run(self, args, count)
+
+    def find(self, key: int, args: tuple) -> None:
+        """Remember the machine code for arguments of these types, to which `key` belongs."""
+        if key not in self._addresses:
+            from . import _numba
+
+            self._addresses[key] = _numba.address(self.dispatcher(), args)
+        self.latest = (key, self._addresses[key])
 
 
 # ------------------------------------------------------------------ checks shared by all kernels

@@ -23,13 +23,15 @@ f32 = np.float32
 FASTMATH = _math.FASTMATH
 
 
-def compiled(function: Callable, lazy: type) -> Callable:
+def compiled(function: Callable, lazy: type, *, exact: bool = False) -> Callable:
     """`function` compiled for whatever argument types it is called with.
 
-    lazy: the class of kernels that are not compiled yet, which `function` may call.
+    lazy: the class of kernels that are not compiled yet, which `function` may call.  exact: no
+    division becomes a product with a reciprocal, and the like.
     """
     _register(lazy)
-    dispatcher = njit(function, fastmath=FASTMATH, error_model="numpy", nogil=True)
+    fastmath = set() if exact else FASTMATH
+    dispatcher = njit(function, fastmath=fastmath, error_model="numpy", nogil=True)
     _cache.enable(dispatcher)
     return dispatcher
 

@@ -17,11 +17,13 @@ import contextvars
 import ctypes
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from . import _threads
 
 Call = tuple[Any, tuple]  # a kernel, with `native(args) -> (address, [(LLVM type, value)])`
 recorder: contextvars.ContextVar[Program | None] = contextvars.ContextVar("recorder", default=None)
@@ -65,13 +67,29 @@ class Program:
 
     def compile(self) -> None:
         """Make the native function; RuntimeError if a kernel has no address."""
-        self._engine, self._run = _compiled(self.calls)
+        self._engine, self.address = _compiled(self.calls)
+        self._run = ctypes.CFUNCTYPE(ctypes.c_int32)(self.address)  # ctypes lets go of the GIL
 
     def __call__(self) -> None:
         """All calls again, on the same memory."""
-        status = self._run()
+        self._check(self._run())
+
+    def _check(self, status: int) -> None:
         if status:
             raise RuntimeError(f"kernel {self.calls[status - 1][0].__name__} failed")
+
+
+def run_programs(programs: Sequence[Program]) -> None:
+    """Run compiled programs, each in a thread of its own; the first error reaches the caller.
+
+    As many threads as the programs, whatever `threads` says: that is of a kernel's.
+    """
+    team = _threads.team() if len(programs) > 1 else None
+    if team is None:
+        _threads.in_pool(lambda k: programs[k](), len(programs))
+        return
+    for program, status in zip(programs, team.programs([p.address for p in programs]), strict=True):
+        program._check(status)
 
 
 # ------------------------------------------------------------------------------- machine code
@@ -108,10 +126,8 @@ def _text(kind: str, value: Any) -> str:
     return f"{kind} {value}"
 
 
-def _compiled(calls: list[Call]) -> tuple[Any, Any]:
+def _compiled(calls: list[Call]) -> tuple[Any, int]:
     """A function that makes the calls; it returns 0, or the number of the call that failed."""
-    from llvmlite import binding as llvm
-
     lines = ["define i32 @program() {", "entry:", "  %ret = alloca [64 x i8], align 16",
              "  %error = alloca ptr, align 8"]  # fmt: skip
     for number, (kernel, args) in enumerate(calls, 1):
@@ -138,13 +154,19 @@ def _compiled(calls: list[Call]) -> tuple[Any, Any]:
             f"  br i1 %bad{number}, label %failed{number}, label %next{number}",
             f"failed{number}:", f"  ret i32 {number}", f"next{number}:",
         ]  # fmt: skip
-    text = "\n".join([*lines, "  ret i32 0", "}"])
+    engine = machine_code("\n".join([*lines, "  ret i32 0", "}"]))
+    return engine, engine.get_function_address("program")
+
+
+def machine_code(text: str) -> Any:
+    """LLVM's language, compiled as it stands; the code lives as long as what is returned."""
+    from llvmlite import binding as llvm
+
     _initialize()
     machine = llvm.Target.from_default_triple().create_target_machine(opt=0)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(text), machine)
     engine.finalize_object()
-    address = engine.get_function_address("program")
-    return engine, ctypes.CFUNCTYPE(ctypes.c_int32)(address)  # ctypes lets go of the GIL
+    return engine
 
 
 @functools.cache
@@ -153,6 +175,7 @@ def _initialize() -> None:
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+    llvm.initialize_native_asmparser()
 
 
 # ------------------------------------------------------------------------------------------ BLAS

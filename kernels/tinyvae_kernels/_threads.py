@@ -1,6 +1,7 @@
 """Large batches are cut over the cores: kernels whose rows are independent run in several threads.
 
-The machine code releases the GIL. A caller that has threads of its own says `with threads(1)`.
+The threads are a team (`_team.py`), whose jobs are machine code; where LLVM cannot make one, those
+of a pool, which take longer to wake.  A caller that has threads of its own says `with threads(1)`.
 """
 
 from __future__ import annotations
@@ -9,17 +10,26 @@ import contextlib
 import contextvars
 import functools
 import os
+import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
-# Elements of a kernel's largest array from which a second thread pays for waking it, some 80 us on
-# an EPYC under KVM: that many for each thread if the kernel computes (0.7 ns an element and more
-# there), and more if it only moves memory (0.1 ns).
-WORTH_A_THREAD = 150_000
-WORTH_A_THREAD_LIGHT = 1_000_000
+from ._team import Team
 
+# Elements of a kernel's largest array from which a second thread pays, for each thread: fewer if
+# the kernel computes (0.5 ns an element and more on an EPYC) than if it only moves memory (0.1 ns).
+# A helper that is awake costs 2 us.  One that sleeps costs the caller 30, and comes 80 us late: it
+# is woken for a large job, or for the second of two small ones within RECENT seconds.
+WORTH_A_THREAD, WORTH_WAKING = 25_000, 100_000
+WORTH_A_THREAD_LIGHT, WORTH_WAKING_LIGHT = 150_000, 500_000
+RECENT = 300e-6
+PARTS = 4  # for each thread, so that none waits long for another
+
+_latest = 0.0  # when a call was last looked at that might be cut
 _limit: contextvars.ContextVar[int | None] = contextvars.ContextVar("threads", default=None)
 
 
@@ -46,16 +56,30 @@ def threads(count: int) -> Iterator[None]:
 
 
 @functools.cache
+def team() -> Team | None:
+    """The process's team, made at the first call; None where it cannot be made."""
+    try:
+        return Team(cores() - 1)
+    except (ImportError, AttributeError, RuntimeError):  # no llvmlite; not CPython; LLVM 14
+        return None
+
+
+@functools.cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(1, cores() - 1), "tinyvae-kernel")
 
 
 if hasattr(os, "register_at_fork"):  # a child process has none of its parent's threads
+    os.register_at_fork(after_in_child=team.cache_clear)
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def parts(arguments: tuple, light: bool = False) -> int:
-    """In how many parts a call is cut; light: the kernel does little more than move memory."""
+def parts(arguments: tuple, light: bool = False, each: int = PARTS) -> int:
+    """In how many parts a call is cut; light: the kernel does little more than move memory.
+
+    each: how many for each thread.
+    """
+    global _latest
     worth = WORTH_A_THREAD_LIGHT if light else WORTH_A_THREAD
     for array in arguments:  # most calls end here: keep them cheap
         if isinstance(array, np.ndarray) and array.size >= 2 * worth:
@@ -63,15 +87,40 @@ def parts(arguments: tuple, light: bool = False) -> int:
     else:
         return 1
     elements = max(a.size for a in arguments if isinstance(a, np.ndarray))
-    return max(1, min(_limit.get() or cores(), len(arguments[0]), elements // worth))
+    count = min(_limit.get() or cores(), elements // worth)
+    before, _latest = _latest, time.perf_counter()
+    waking = WORTH_WAKING_LIGHT if light else WORTH_WAKING
+    if count < 2 or (elements < 2 * waking and _latest - before > RECENT):
+        return 1
+    return max(1, min(len(arguments[0]), count * each))
 
 
-def run_in_parts(body: Callable, arguments: tuple, whole: frozenset[int], count: int) -> None:
-    """body(*arguments) on `count` slices of the rows at the same time.
+def run(kernel: Any, arguments: tuple, count: int) -> None:
+    """kernel(*arguments) in `count` parts of the rows, by as many threads as are allowed.
 
-    Every array but those at the positions in `whole` is cut along its first axis, whose length is
-    the number of rows or a multiple of it.
+    Every array but those that the kernel knows to be whole is cut along its first axis, whose
+    length is the number of rows or a multiple of it.
     """
+    helpers = team()
+    if helpers is None:
+        _cut_in_pool(kernel.compiled or kernel.dispatcher(), arguments, kernel.whole, count)
+        return
+    from ._parts import launch
+
+    most = min(_limit.get() or sys.maxsize, helpers.helpers + 1)
+    for _ in range(2):
+        key, address = kernel.latest
+        failed = launch(helpers.run, key, address, kernel.bits, count, most - 1, *arguments)
+        if failed <= 1:
+            break
+        kernel.find(failed, arguments)  # other types than last time
+    if failed:  # in one piece Numba raises what went wrong
+        kernel.dispatcher()(*arguments)
+        raise RuntimeError(f"kernel {kernel.__name__} failed")
+
+
+def _cut_in_pool(body: Callable, arguments: tuple, whole: frozenset[int], count: int) -> None:
+    """The same without a team: one call of body a part."""
     rows = len(arguments[0])
     cuts = [rows * k // count for k in range(count + 1)]
 
@@ -81,13 +130,13 @@ def run_in_parts(body: Callable, arguments: tuple, whole: frozenset[int], count:
         each = len(value) // rows  # a row of x may be several of patches
         return value[cuts[part] * each : cuts[part + 1] * each]
 
-    def run(part: int) -> None:
-        body(*(cut(i, a, part) for i, a in enumerate(arguments)))
+    def part(k: int) -> None:
+        body(*(cut(i, a, k) for i, a in enumerate(arguments)))
 
-    at_once(run, count)
+    in_pool(part, count)
 
 
-def at_once(part: Callable[[int], None], count: int) -> None:
+def in_pool(part: Callable[[int], Any], count: int) -> None:
     """part(0) ... part(count - 1), in as many threads; the first error reaches the caller."""
     waiting = [_pool().submit(part, k) for k in range(1, count)]
     try:

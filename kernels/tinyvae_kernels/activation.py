@@ -274,15 +274,18 @@ def _add_parts(totals, dbias):
         dbias[j] = total
 
 
+@jit_rows.sharing("cuts", "dy", "kept", "bias", "dx")
+def _bias_activation_backward_parts(parts, cuts, dy, kept, bias, dx, totals, code):
+    """Those of all parts that have these numbers, each with a row of totals."""
+    for i in range(parts.shape[0]):
+        rows = slice(cuts[parts[i]], cuts[parts[i] + 1])
+        _bias_activation_backward_rows(dy[rows], kept[rows], bias, dx[rows], totals[i], code)
+
+
 def _bias_activation_backward_numba(dy, kept, bias, dx, dbias, code):
     count = _threads.parts((dy,))
-    totals, R = np.empty((count, len(bias))), len(dy)
-
-    def run(part: int) -> None:
-        rows = slice(R * part // count, R * (part + 1) // count)
-        _bias_activation_backward_rows(dy[rows], kept[rows], bias, dx[rows], totals[part], code)
-
-    _threads.at_once(run, count)
+    cuts, totals = len(dy) * np.arange(count + 1) // count, np.empty((count, len(bias)))
+    _bias_activation_backward_parts(np.arange(count), cuts, dy, kept, bias, dx, totals, code)
     _add_parts(totals, dbias)
 
 

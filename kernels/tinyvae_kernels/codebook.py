@@ -95,7 +95,7 @@ def _distances_numba(vectors, columns, distance):
             other[k] -= (p * p + q * q) + (r * r + s * s)
 
 
-@jit_rows.sharing("codebook")
+@jit_rows.sharing("codebook", each=1)  # a part transposes all codes
 def _nearest_code_numba(z, codebook, quantized, codes):
     # Measured on an EPYC, one thread, z (8192, 64), 512 codes: 9.0 ms. As fast there, and slower
     # for small Z, was a matrix product (6.2 ms) that leaves a few codes to decide between.

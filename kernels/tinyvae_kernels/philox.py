@@ -21,7 +21,7 @@ import numpy as np
 
 from . import _threads
 from ._cuda import over_noise
-from ._dispatch import as_array, empty, jit, select
+from ._dispatch import as_array, empty, jit, jit_rows, select
 from ._math import cos_turn, log01, sin_turn
 from ._program import Cell, recorder, scalar
 
@@ -261,24 +261,38 @@ def _philox_normal_numba(normal, key0, key1, stream, step, offset):
         _copy_part(normal, values, first, count, offset)
 
 
-# A part of the sequence is drawn alone by moving its offset, so several threads can draw at once.
-def _in_parts(draw: Any, out: np.ndarray, key: tuple, offset: np.integer) -> None:
+# A part of the sequence is drawn alone by moving its offset, so several threads can draw at once:
+# the rows that are cut are the parts' numbers.
+@jit_rows.sharing("cuts", "out")
+def _uniform_parts(parts, cuts, out, key0, key1, stream, step, offset):
+    for k in parts:
+        part = out[cuts[k] : cuts[k + 1]]
+        _philox_uniform_numba(part, key0, key1, stream, step, offset + cuts[k])
+
+
+@jit_rows.sharing("cuts", "out")
+def _normal_parts(parts, cuts, out, key0, key1, stream, step, offset):
+    for k in parts:
+        part = out[cuts[k] : cuts[k + 1]]
+        _philox_normal_numba(part, key0, key1, stream, step, offset + cuts[k])
+
+
+def _in_parts(draw: Any, parts: Any, out: np.ndarray, numbers: tuple) -> None:
     count = 1 if recorder.get() is not None else _threads.parts((out,))
-    cuts = [out.size * k // count // 4 * 4 for k in range(count)] + [out.size]
-
-    def part(k: int) -> None:
-        draw(out[cuts[k] : cuts[k + 1]], *key, np.int64(offset + cuts[k]))
-
-    _threads.at_once(part, count)
+    if count == 1:
+        draw(out, *numbers)
+        return
+    cuts = np.array([out.size * k // count // 4 * 4 for k in range(count)] + [out.size])
+    parts(np.arange(count), cuts, out, *numbers)
 
 
 def _uniform_in_parts(uniform, *numbers):
-    _in_parts(_philox_uniform_numba, uniform, numbers[:-1], numbers[-1])
+    _in_parts(_philox_uniform_numba, _uniform_parts, uniform, numbers)
 
 
 def normal_in_parts(normal, *numbers):
     """Fill normal (n,) on the CPU, by several threads if it is large."""
-    _in_parts(_philox_normal_numba, normal, numbers[:-1], numbers[-1])
+    _in_parts(_philox_normal_numba, _normal_parts, normal, numbers)
 
 
 # ------------------------------------------------------------------------------------ CUDA bodies

@@ -15,13 +15,14 @@ from .base import Likelihood
 from .bits import Bernoulli, CrossEntropy
 from .counts import Categorical, NegativeBinomial, Poisson
 from .reals import Gaussian, Laplace, StudentT
+from .tokens import Tokens
 from .unit import Beta, DiscretizedLogistic, LogisticMixture
 
 KINDS: dict[str, type] = {
     kind.name: kind
     for kind in (
         Bernoulli, Gaussian, CrossEntropy, Laplace, StudentT, Beta, DiscretizedLogistic,
-        LogisticMixture, Categorical, Poisson, NegativeBinomial,
+        LogisticMixture, Categorical, Poisson, NegativeBinomial, Tokens,
     )
 }  # fmt: skip
 LIKELIHOODS = tuple(KINDS)
@@ -66,6 +67,7 @@ __all__ = [
     "NegativeBinomial",
     "Poisson",
     "StudentT",
+    "Tokens",
     "resolve",
     "spell",
 ]

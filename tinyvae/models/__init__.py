@@ -9,6 +9,7 @@ from .base import Model, Parts, Spec
 from .cvae import CVAE
 from .discrete import Bernoulli, Categorical, Gumbel
 from .ladder import BottomUp, Ladder
+from .sequence import Sequence
 from .vae import VAE
 from .world import World
 
@@ -20,6 +21,7 @@ _ALL: tuple[type[Spec], ...] = (
     Bernoulli,
     Ladder,
     BottomUp,
+    Sequence,
     World,
 )
 KINDS: dict[str, type[Spec]] = {kind.name: kind for kind in _ALL}

@@ -68,6 +68,10 @@ class Model(Module):
         """Raw parameters of p(x | z) for n rows z from the prior, an array."""
         return self.decode(self.prior.sample(n, draw), y).data
 
+    def sample(self, n: int, draw: Draw, y: Any = None) -> Any:
+        """n rows x, drawn from p(x | z) with z from the prior, an array."""
+        return self.likelihood.sample(self.generate(n, draw, y), seed=draw.seed, step=draw.first)
+
     def reconstruct(self, batch: Batch) -> Any:
         """Raw parameters of p(x | z) at each row's own code, an array."""
         return self.decode(self.encode(batch.x, batch.y)[0], batch.y).data

@@ -158,7 +158,7 @@ class WorldModel(Model):
     def decode(self, z: Any, y: Any = None) -> Tensor:
         """Raw parameters of p(x | z), (B, T, H, P W), frame by frame; z: (B, T Z)."""
         H, W, _ = self.frame
-        raw = ops.reshape(self._frames(z), (len(z), -1, H, W, self.likelihood.outputs))
+        raw = ops.reshape(self._frames(z), (len(z), -1, H, W, self.likelihood.blocks))
         blocks = ops.transpose(raw, (0, 1, 2, 4, 3))  # the first parameter of a line, the next ...
         return ops.reshape(blocks, (*raw.shape[:3], -1))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyvae_kernels import gather_bits, gather_rows
 from tinyvae_kernels import philox_normal as normal
 from tinyvae_kernels import philox_uniform as uniform
 
@@ -72,4 +73,4 @@ class Draw:
         return self.options | place
 
 
-__all__ = ["Draw", "Stream", "normal", "uniform"]
+__all__ = ["Draw", "Stream", "gather_bits", "gather_rows", "normal", "uniform"]
