@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from ._cells import CHANNELS, IMAGE, Cell, Z
+from ._cells import CHANNELS, IMAGE, SAMPLES, Cell, Z
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -73,10 +73,10 @@ def _convolutional(keys: Any, hidden: int) -> tuple[dict, Callable, Callable]:
 def training_step(cell: Cell, x: np.ndarray) -> Callable:
     """A function that does one step and returns the loss, perhaps before it is computed."""
     keys = iter(jax.random.split(jax.random.PRNGKey(0), 16))
-    build = _mlp if cell.architecture == "mlp" else _convolutional
+    build = _convolutional if cell.architecture == "conv" else _mlp
     parameters, encode, decode = build(keys, cell.hidden)
     parameters |= {head: _layer(next(keys), cell.hidden, Z) for head in ("mu", "logvar")}
-    data = jnp.asarray(x.reshape(len(x), -1) if cell.architecture == "mlp" else x)
+    data = jnp.asarray(x if cell.architecture == "conv" else x.reshape(len(x), -1))
     optimizer = optax.adam(1e-3)
 
     def loss(p: dict, x: Any, key: Any) -> Any:
@@ -87,9 +87,21 @@ def training_step(cell: Cell, x: np.ndarray) -> Callable:
         kl = -0.5 * jnp.sum(1 + logvar - mu**2 - jnp.exp(logvar))
         return (jnp.sum(nll) + kl) / len(x)
 
+    def importance_weighted(p: dict, x: Any, key: Any) -> Any:
+        h = encode(p, x)
+        mu, logvar = _linear(p["mu"], h), _linear(p["logvar"], h)
+        eps = jax.random.normal(key, (SAMPLES, *mu.shape))
+        z = mu + jnp.exp(0.5 * logvar) * eps  # (K, B, Z)
+        logits = decode(p, z)
+        nll = jnp.maximum(logits, 0) - logits * x + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+        log_w = 0.5 * jnp.sum(eps**2 + logvar - z**2, -1) - jnp.sum(nll, -1)
+        return jnp.mean(math.log(SAMPLES) - jax.nn.logsumexp(log_w, axis=0))
+
+    objective = importance_weighted if cell.architecture == "iwae" else loss
+
     def update(p: dict, state: Any, x: Any, key: Any) -> tuple:
         key, now = jax.random.split(key)
-        value, gradients = jax.value_and_grad(loss)(p, x, now)
+        value, gradients = jax.value_and_grad(objective)(p, x, now)
         changes, state = optimizer.update(gradients, state)
         return optax.apply_updates(p, changes), state, key, value
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ._cells import CHANNELS, SIDE, Cell, Z
+from ._cells import CHANNELS, MOVED, SIDE, Cell, Z
 
 CHECKED = 10  # steps after which losses are compared: all peers must learn the same thing
 Variants = list[tuple[str, Callable]]  # a name, and a function that does a step: its loss
@@ -98,12 +98,36 @@ def _sgemm(cell: Cell, _: contextlib.ExitStack, device: str) -> Variants:
     return [("", step)]
 
 
+def _copy(cell: Cell, _: contextlib.ExitStack, device: str) -> Variants:
+    """No peer: how fast memory is read and written, by as many threads as a step has."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    threads = int(os.environ["OMP_NUM_THREADS"]) if device == "cpu" else 1
+    xp: Any = np
+    if device == "cuda":
+        import cupy
+
+        xp = cupy
+    source, out = xp.ones(MOVED, np.float32), xp.ones(MOVED, np.float32)
+    pool, cuts = ThreadPoolExecutor(threads), np.linspace(0, MOVED, threads + 1, dtype=int)
+
+    def part(k: int) -> None:
+        xp.copyto(out[cuts[k] : cuts[k + 1]], source[cuts[k] : cuts[k + 1]])
+
+    def step() -> float:
+        list(pool.map(part, range(threads)))
+        return float(out[0])
+
+    return [("", step)]
+
+
 BUILD: dict[str, Callable[[Cell, contextlib.ExitStack, str], Variants]] = {
     "tinyvae": _tinyvae,
     "torch": _torch,
     "compile": functools.partial(_torch, compiled=True),
     "jax": _jax,
     "sgemm": _sgemm,
+    "copy": _copy,
 }
 
 

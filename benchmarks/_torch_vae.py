@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._cells import CHANNELS, IMAGE, Cell, Z
+from ._cells import CHANNELS, IMAGE, SAMPLES, Cell, Z
 
 D = math.prod(IMAGE)
 
@@ -39,6 +39,21 @@ class VAE(nn.Module):
         return (nll + kl) / len(x)
 
 
+class IWAE(VAE):
+    """The same networks, trained on the importance-weighted bound (Burda et al. 2016)."""
+
+    def forward(self, x: Tensor, eps: Tensor | None = None) -> Tensor:
+        """The negative bound, a mean over the batch, in nats."""
+        h = self.body(x)
+        mu, logvar = self.mu(h), self.logvar(h)
+        eps = torch.randn(SAMPLES, *mu.shape, device=x.device) if eps is None else eps
+        z = mu + torch.exp(0.5 * logvar) * eps  # (K, B, Z)
+        logits = self.decoder(z)
+        nll = F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none")
+        log_w = 0.5 * (eps**2 + logvar - z**2).sum(-1) - nll.sum(-1)
+        return (math.log(SAMPLES) - torch.logsumexp(log_w, 0)).mean()
+
+
 def bernoulli(logits: Tensor, x: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
 
@@ -51,9 +66,9 @@ def gaussian(output: Tensor, x: Tensor) -> Tensor:
     return 0.5 * torch.sum(math.log(2 * math.pi) + x_logvar + square)
 
 
-def mlp(hidden: int, outputs: int = 1) -> VAE:
+def mlp(hidden: int, outputs: int = 1, kind: type[VAE] = VAE) -> VAE:
     decoder = nn.Sequential(nn.Linear(Z, hidden), nn.ReLU(), nn.Linear(hidden, outputs * D))
-    return VAE(nn.Sequential(nn.Linear(D, hidden), nn.ReLU()), hidden, decoder, outputs)
+    return kind(nn.Sequential(nn.Linear(D, hidden), nn.ReLU()), hidden, decoder, outputs)
 
 
 def conv(hidden: int) -> VAE:
@@ -74,7 +89,9 @@ def conv(hidden: int) -> VAE:
 
 
 def network(cell: Cell, outputs: int = 1) -> VAE:
-    return mlp(cell.hidden, outputs) if cell.architecture == "mlp" else conv(cell.hidden)
+    if cell.architecture == "conv":
+        return conv(cell.hidden)
+    return mlp(cell.hidden, outputs, IWAE if cell.architecture == "iwae" else VAE)
 
 
 # ---------------------------------------------------------------------------------- the layouts

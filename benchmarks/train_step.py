@@ -7,20 +7,21 @@ each peer in turn warms up and times a round of steps while the others sleep.  F
 is fixed.  The claim is the ratio of neighbouring rounds, for the milliseconds are this machine's on
 that day.  A round during which other programs used the cores is timed again (Linux; --rounds is
 the number of undisturbed ones wanted, and a peer gets three times as many tries).  Peers that are
-not installed are named and left out.  The floor is the step's matrix products alone, at the best
-sgemm rate measured in the same rounds.
+not installed are named and left out.  The floor is the step's matrix products at the best sgemm
+rate plus the bytes it moves at the copy bandwidth, both measured in the same rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 from . import _common
-from ._cells import CELLS, QUICK, SIDE, Cell
+from ._cells import CELLS, MOVED, QUICK, SIDE, Cell
 from ._workers import Worker, installed, ratio, summarize
 
 NEEDS = {
@@ -29,6 +30,7 @@ NEEDS = {
     "compile": ["torch"],
     "jax": ["jax", "optax"],
     "sgemm": [],
+    "copy": [],
 }
 PEERS = ("torch", "compile", "jax")
 TRIES = 3
@@ -64,12 +66,19 @@ def _row(cell: Cell, series: dict[tuple[str, int], dict[str, Any]]) -> dict[str,
         if peer not in peers or one["median_ms"] < peers[peer]["median_ms"]:
             peers[peer] = one
     rate = 2 * SIDE**3 / peers.pop("sgemm")["best_ms"] * 1e3
+    bandwidth = 8 * MOVED / peers.pop("copy")["best_ms"] * 1e3
+    floor = 1e3 * (cell.flops() / rate + cell.bytes() / bandwidth)
+    ratios = {p: ratio(peers["tinyvae"], peers[p]) for p in peers if p != "tinyvae"}
     return {
         "peers": peers,
-        "ratios": {p: ratio(peers["tinyvae"], peers[p]) for p in peers if p != "tinyvae"},
+        "ratios": ratios,
+        "best_peer": max(ratios, key=lambda p: ratios[p]["median"]) if ratios else None,
         "flops": cell.flops(),
         "sgemm_gflops": rate / 1e9,
-        "floor_ms": 1e3 * cell.flops() / rate,
+        "bytes": cell.bytes(),
+        "copy_gb_s": bandwidth / 1e9,
+        "floor_ms": floor,
+        "of_floor": peers["tinyvae"]["best_ms"] / floor,
     }
 
 
@@ -85,7 +94,7 @@ def show(results: dict[str, Any]) -> str:
             for name, row in results.items()
         ]
         parts.append(f"{kind} round\n" + _common.table(header, lines))
-    header = ["cell", *(f"ours / {peer}" for peer in peers[1:]), "undisturbed rounds", "losses"]
+    header = ["cell", *(f"ours / {peer}" for peer in peers[1:]), "/ floor", "undisturbed", "losses"]
     lines = []
     for name, row in results.items():
         ratios = [
@@ -94,9 +103,28 @@ def show(results: dict[str, Any]) -> str:
         ]
         quiet = min(sum(one["quiet"]) for one in row["peers"].values())
         losses = " ".join(f"{one['loss']:.0f}" for one in row["peers"].values())
-        lines.append([name, *ratios, f"{quiet} of {len(row['peers']['tinyvae']['ms'])}", losses])
+        undisturbed = f"{quiet} of {len(row['peers']['tinyvae']['ms'])}"
+        lines.append([name, *ratios, row["of_floor"], undisturbed, losses])
     about = "ratio of neighbouring rounds, median and quartiles; losses after 10 steps, nats"
-    return "\n\n".join([*parts, f"{about}\n" + _common.table(header, lines)])
+    return "\n\n".join([*parts, f"{about}\n" + _common.table(header, lines), summary(results)])
+
+
+def summary(results: dict[str, Any]) -> str:
+    """Where ours is the fastest, and by how much in the geometric mean over the cells."""
+    to_best = {
+        name: row["ratios"][row["best_peer"]]["median"]
+        for name, row in results.items()
+        if row["best_peer"]
+    }
+    if not to_best:
+        return ""
+    faster = [1 / ratio for ratio in to_best.values()]
+    slower = [name for name, ratio in to_best.items() if ratio >= 1]
+    mean = statistics.geometric_mean(faster)
+    text = f"{mean:.2f} times as fast as the best peer, geometric mean of {len(faster)} cells"
+    return text + (
+        f"; not the fastest at {', '.join(slower)}" if slower else "; the fastest in all"
+    )
 
 
 def main() -> None:
@@ -117,7 +145,7 @@ def main() -> None:
     if options.quick:
         complete, cells, options.rounds, budget = False, QUICK, 5, 0.1
         options.peers = [peer for peer in options.peers if peer != "compile"]
-    peers = installed(["tinyvae", *options.peers, "sgemm"], NEEDS)
+    peers = installed(["tinyvae", *options.peers, "sgemm", "copy"], NEEDS)
     before, results = _common.load(), {}
     with contextlib.ExitStack() as stack:
         workers = [Worker("benchmarks._step_worker", peer, options.threads) for peer in peers]
