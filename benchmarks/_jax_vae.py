@@ -70,13 +70,12 @@ def _convolutional(keys: Any, hidden: int) -> tuple[dict, Callable, Callable]:
     return p, encode, decode
 
 
-def training_step(cell: Cell, x: np.ndarray) -> Callable:
-    """A function that does one step and returns the loss, perhaps before it is computed."""
+def training_update(cell: Cell) -> tuple[Callable, list]:
+    """update(parameters, state, x, key) -> these three anew, and the loss; and where they start."""
     keys = iter(jax.random.split(jax.random.PRNGKey(0), 16))
     build = _convolutional if cell.architecture == "conv" else _mlp
     parameters, encode, decode = build(keys, cell.hidden)
     parameters |= {head: _layer(next(keys), cell.hidden, Z) for head in ("mu", "logvar")}
-    data = jnp.asarray(x if cell.architecture == "conv" else x.reshape(len(x), -1))
     optimizer = optax.adam(1e-3)
 
     def loss(p: dict, x: Any, key: Any) -> Any:
@@ -105,8 +104,14 @@ def training_step(cell: Cell, x: np.ndarray) -> Callable:
         changes, state = optimizer.update(gradients, state)
         return optax.apply_updates(p, changes), state, key, value
 
+    return update, [parameters, optimizer.init(parameters), next(keys)]
+
+
+def training_step(cell: Cell, x: np.ndarray) -> Callable:
+    """A function that does one step and returns the loss, perhaps before it is computed."""
+    data = jnp.asarray(x if cell.architecture == "conv" else x.reshape(len(x), -1))
+    update, carry = training_update(cell)
     compiled = jax.jit(update, donate_argnums=(0, 1))
-    carry = [parameters, optimizer.init(parameters), next(keys)]
 
     def step() -> Any:
         p, state, key, value = compiled(carry[0], carry[1], data, carry[2])
