@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from tinyvae import gradcheck, ops
 from tinyvae.likelihoods import Bernoulli, Gaussian
 from tinyvae.models import vae
-from tinyvae.objectives import elbo
+from tinyvae.objectives import ESTIMATORS, aggregate_log_weights, elbo, kl_terms
 
 LIKELIHOODS = [Bernoulli(), Gaussian(variance=0.5), Gaussian("learned")]
 
@@ -75,3 +78,119 @@ def test_the_bound_is_below_the_log_likelihood_in_the_mean(rng):
     np.testing.assert_allclose(-found.nll, exact, rtol=1e-12)
     assert (found.kl > 0).all()
     assert -found.loss.item() < exact.mean()
+
+
+# ------------------------------------------------------------------------------ total correlation
+N, Z = 7, 3
+
+
+def posteriors(rng, rows=N):
+    """mu, logvar, and a sample z of each row."""
+    mu, logvar = rng.normal(size=(rows, Z)), 0.5 * rng.normal(size=(rows, Z)) - 1
+    return mu, logvar, mu + np.exp(logvar / 2) * rng.normal(size=(rows, Z))
+
+
+def by_hand(z, mu, logvar):
+    """log q(z | x), log q(z) and sum_j log q(z_j) with q(z) the mean of all posteriors, (N,)."""
+    each = norm.logpdf(z[:, None], mu, np.exp(logvar / 2))  # (N, N, Z)
+    joint = np.log(np.exp(each.sum(axis=2)).mean(axis=1))
+    return each.sum(axis=2).diagonal(), joint, np.log(np.exp(each).mean(axis=1)).sum(axis=1)
+
+
+def terms_of(z, mu, logvar, log_weights, **more):
+    log_p = norm.logpdf(z).sum(axis=1)
+    found = kl_terms(z, mu, logvar, log_p=log_p, log_weights=log_weights, **more)
+    return [term.data for term in found]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("total", [N, 60_000])
+def test_three_terms_sum_to_the_sampled_kl(estimator, total, rng):
+    mu, logvar, z = posteriors(rng)
+    weights = aggregate_log_weights(N, total, estimator)
+    log_ratio = norm.logpdf(z, mu, np.exp(logvar / 2)) - norm.logpdf(z)
+    found = terms_of(z, mu, logvar, weights)
+    np.testing.assert_allclose(sum(found), log_ratio.sum(axis=1), rtol=1e-11)
+
+
+def test_stratified_weights_of_all_rows_give_the_aggregate_posterior(rng):
+    mu, logvar, z = posteriors(rng)
+    own, joint, each = by_hand(z, mu, logvar)
+    expected = own - joint, joint - each, each - norm.logpdf(z).sum(axis=1)
+    weights = aggregate_log_weights(N, N, "mss")
+    np.testing.assert_allclose(terms_of(z, mu, logvar, weights), expected, rtol=1e-10)
+    some = terms_of(z[:2], mu[:2], logvar[:2], np.full(N, -np.log(N)), among=(mu, logvar))
+    np.testing.assert_allclose(some, [term[:2] for term in expected], rtol=1e-10)
+
+
+def test_minibatch_weights_carry_the_constant_log_of_n_times_m(rng):
+    """Libraries leave out N, M or both; the parts then do not mean what they are called."""
+    mu, logvar, z = posteriors(rng)
+    own, joint, each = by_hand(z, mu, logvar)
+    np.testing.assert_allclose(aggregate_log_weights(4, 90, "mws"), -np.log(90 * 4))
+    found = terms_of(z, mu, logvar, aggregate_log_weights(N, N, "mws"))
+    low = np.log(N)
+    expected = (
+        own - joint + low, joint - each + (Z - 1) * low,
+        each - norm.logpdf(z).sum(axis=1) - Z * low,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("size", [2, 3, 6])
+def test_the_stratified_estimate_of_q_is_unbiased(size, rng):
+    """The mean over all batches that hold the row is q(z), for the joint and for the marginals."""
+    mu, logvar, z = posteriors(rng)
+    _, joint, _ = by_hand(z, mu, logvar)
+    weights, found = aggregate_log_weights(size, N, "mss"), []
+    for others in itertools.combinations(range(1, N), size - 1):
+        batch = [0, *others]
+        log_q = ops.mixture_log_prob(z[batch], weights, mu[batch], logvar[batch])
+        found.append(np.exp(log_q.data[0]))
+    np.testing.assert_allclose(np.mean(found), np.exp(joint[0]), rtol=1e-12)
+
+
+def test_stratified_weights_are_the_papers_in_the_mean_over_orders():
+    """Chen et al. 2018, appendix C.2: 1/N, then M - 1 times 1/M, then (N - M) / (N M)."""
+    B, total = 5, 40
+    M = B - 1
+    paper = [1 / M] * (M - 1) + [(total - M) / (total * M)]
+    weights = np.exp(aggregate_log_weights(B, total, "mss"))
+    np.testing.assert_allclose(weights.diagonal(), 1 / total, rtol=1e-12)
+    np.testing.assert_allclose(weights[0, 1:], np.mean(paper), rtol=1e-12)
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-12)
+
+
+def test_a_grid_of_posteriors_has_no_total_correlation(rng):
+    mu = np.array(list(itertools.product([-1.0, 0.5], [0.0, 2.0, 3.0], [1.0])))
+    logvar = np.full(mu.shape, -1.0)
+    z = mu + 0.6 * rng.normal(size=mu.shape)
+    mi, tc, _ = terms_of(z, mu, logvar, aggregate_log_weights(6, 6))
+    np.testing.assert_allclose(tc, 0, atol=1e-12)
+    assert mi.mean() < np.log(6)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_gradient_of_the_kl_terms(estimator, rng):
+    weights = aggregate_log_weights(N, 50, estimator)
+    for name in ("mi", "tc", "dwkl"):
+
+        def term(z, mu, logvar, name=name):
+            log_p = -0.5 * ops.sum(z * z, axis=1)
+            found = kl_terms(z, mu, logvar, log_p=log_p, log_weights=weights)
+            return getattr(found, name)
+
+        mu, logvar, z = posteriors(rng)
+        assert gradcheck(term, z, mu, logvar) < 1e-6
+
+
+def test_a_batch_of_one_row_has_finite_weights():
+    np.testing.assert_allclose(aggregate_log_weights(1, 1, "mss"), 0)
+    np.testing.assert_allclose(aggregate_log_weights(1, 9, "mss"), -np.log(9))
+
+
+def test_wrong_weights_are_refused():
+    with pytest.raises(ValueError, match="unknown estimator 'msw': did you mean 'm"):
+        aggregate_log_weights(3, 5, "msw")
+    with pytest.raises(ValueError, match="a batch of 6 rows cannot be from a data set of 5"):
+        aggregate_log_weights(6, 5)

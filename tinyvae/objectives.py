@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from . import ops
+from ._text import unknown
 from .likelihoods import Likelihood
 from .tensor import Tensor
 
 LOG_2PI = math.log(2 * math.pi)
+ESTIMATORS = ("mss", "mws")  # of the aggregate posterior, from one batch
 
 
 def gaussian_log_prob(z: Any, mu: Any, logvar: Any) -> Tensor:
@@ -65,3 +69,57 @@ def elbo(
         batch=batch or len(x),
     )
     return Terms(loss, loss.saved.nll, loss.saved.kl, loss.saved.elbo)
+
+
+# ------------------------------------------------------------------------------ total correlation
+class KLTerms(NamedTuple):
+    """The parts of log q(z | x) - log p(z) at a sample z, (B,) nats; each is a KL in the mean.
+
+    mi: log q(z | x) / q(z), mutual information of z and the row.  tc: log q(z) / prod_j q(z_j),
+    total correlation.  dwkl: log prod_j q(z_j) / p(z), the dimension-wise KL.
+    """
+
+    mi: Tensor
+    tc: Tensor
+    dwkl: Tensor
+
+
+def kl_terms(
+    z: Any, mu: Any, logvar: Any, *, log_p: Any, log_weights: Any, among: tuple | None = None
+) -> KLTerms:
+    """The KL taken apart at the aggregate posterior q(z), a mixture of the rows' posteriors.
+
+    q(z) = sum_k exp(log_weights_k) N(z; mu_k, e^logvar_k)       Chen et al. 2018, equation 2
+    z, mu, logvar: (B, Z), a sample of each row and the posterior it is from; log_p: log p(z), (B,);
+    among: mu and logvar (K, Z) of the mixture, by default these rows'; log_weights: (B, K) or
+    (K,), of `aggregate_log_weights` say.
+    The three add up to log q(z | x) - log p(z), whatever the weights are.
+    """
+    among = among or (mu, logvar)
+    log_q_x = gaussian_log_prob(z, mu, logvar)
+    log_q = ops.mixture_log_prob(z, log_weights, *among)
+    log_q_each = ops.sum(ops.mixture_marginal_log_prob(z, log_weights, *among), axis=1)
+    return KLTerms(log_q_x - log_q, log_q - log_q_each, log_q_each - log_p)
+
+
+def aggregate_log_weights(rows: int, total: int, estimator: str = "mss") -> np.ndarray:
+    """Weights with which a batch's posteriors stand for those of a whole data set, (B, B), logs.
+
+    mws: 1 / (N B) for each row of the batch                Chen et al. 2018, equation 5
+    mss: 1 / N for the row that z was drawn from, (N - 1) / (N (B - 1)) for each of the others:
+    their appendix C.2, whose weights of the others depend on the order of the batch; these are
+    the mean over all orders, so the estimate of q(z) is as unbiased and varies less.
+    rows: B; total: N, rows of the data set.  With B = N mss is q(z) itself; mws is q(z) / N then,
+    so that mi is log N too high, tc (Z - 1) log N too high, and dwkl Z log N too low: constants,
+    which training does not feel.  Estimates of tc, row by row or in the mean, may be negative.
+    Raises ValueError for an unknown estimator, or more rows than the data set has.
+    """
+    if not 0 < rows <= total:
+        raise ValueError(f"a batch of {rows} rows cannot be from a data set of {total}")
+    if estimator == "mws":
+        return np.full((rows, rows), -math.log(total * rows))
+    if estimator != "mss":
+        raise unknown("estimator", estimator, ESTIMATORS)
+    weights = np.full((rows, rows), (total - 1) / (total * max(rows - 1, 1)))
+    np.fill_diagonal(weights, 1 / total)
+    return np.log(weights)

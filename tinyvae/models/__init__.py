@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from .base import Model, Parts, Spec
+from .correlation import Factor, TotalCorrelation
 from .cvae import CVAE
 from .discrete import Bernoulli, Categorical, Gumbel
 from .ladder import BottomUp, Ladder
@@ -23,6 +24,8 @@ _ALL: tuple[type[Spec], ...] = (
     BottomUp,
     Sequence,
     World,
+    TotalCorrelation,
+    Factor,
 )
 KINDS: dict[str, type[Spec]] = {kind.name: kind for kind in _ALL}
 
