@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tinyvae import Tensor, flows, gradcheck, ops
+from tinyvae import Tensor, devices, flows, gradcheck, ops
 from tinyvae.tensor import no_grad
 
 N, Z, C = 5, 4, 3
@@ -181,6 +181,23 @@ def test_only_an_exact_inverse_has_a_gradient(kind, rng):
     assert logdet.requires_grad == (kind not in (*BY_BISECTION, "householder"))
     if z.requires_grad:
         assert gradcheck(lambda z2, *_: flow.inverse(z2)[0], z.data, *flow.parameters()) < 1e-6
+
+
+@each
+def test_the_same_on_a_gpu(kind, gpu, rng):
+    flow, (z, context) = build(kind, rng, features=C), inputs(rng, C)
+
+    def results(device):
+        flow.to(device)
+        here = [devices.move(a, device) for a in (z, context)]
+        z2, logdet = flow.forward(Tensor(here[0], True), here[1])
+        (ops.sum(z2 * z2) + ops.sum(logdet)).backward()
+        found = [z2, logdet, *flow.inverse(z2.data, here[1])]
+        return [a.numpy() for a in found] + [devices.to_host(t.grad) for t in flow.parameters()]
+
+    expected = results("cpu")
+    for one, other in zip(results("cuda"), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-9)
 
 
 # --------------------------------------------------------------------------------- one by one

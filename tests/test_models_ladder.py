@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tinyvae as tv
-from tinyvae import gradcheck, likelihoods, nn
+from tinyvae import devices, gradcheck, likelihoods, nn
 from tinyvae.batches import Batch
 from tinyvae.models import Parts, ladder
 from tinyvae.models.networks import GaussianEncoder
@@ -204,6 +204,24 @@ def test_noise_does_not_depend_on_the_shards(kind, rng):
     )
     total = sum(half.loss.item() for half in halves)
     np.testing.assert_allclose(total, whole.loss.item(), rtol=1e-10)
+
+
+@each
+def test_the_same_on_a_gpu(kind, gpu, rng):
+    model, x = build(kind, rng, free_bits=0.1), bits(rng).x
+
+    def results(device):
+        model.to(device).zero_grad()
+        there = devices.move(x, device)
+        noise = [Draw(B, seed=seed, dtype=np.float64, like=there) for seed in range(3)]
+        terms = model.loss(Batch(there), noise[0], beta=1.0, rows=B)
+        terms.loss.backward()
+        found = [terms.elbo, model.log_weights(Batch(there), noise[1]), model.generate(B, noise[2])]
+        return [devices.to_host(a) for a in found + [t.grad for t in model.parameters()]]
+
+    expected = results("cpu")
+    for one, other in zip(results("cuda"), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-10)
 
 
 # ------------------------------------------------------------------------------ the generative way

@@ -298,8 +298,8 @@ class InverseAutoregressiveFlow(Flow):
     def inverse(self, z2: Any, context: Any = None) -> tuple[Tensor, Tensor]:
         """z2 (N, Z) -> z (N, Z), logdet (N,)."""
         z: Any = z2 * 0.0
-        order = np.arange(z2.shape[-1])
-        for d in order:
+        order = np.arange(z2.shape[-1], like=z.data if isinstance(z, Tensor) else z)
+        for d in range(z2.shape[-1]):
             m, s = self._gates(z, context)
             # those before d are right already; those after d may be anything, and stay zero
             z = ops.where(order <= d, (z2 - ops.sigmoid(-s) * m) / ops.sigmoid(s), 0.0)
