@@ -500,7 +500,7 @@ class GRU(Module):
         """
         if state is None:
             like = self.weight_hh.data
-            state = np.zeros_like(like, shape=(len(x), self.hidden))
+            state = np.zeros((len(x), self.hidden), like.dtype, like=like)
         weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         return ops.gru(x, state, *weights, mask)
 

@@ -61,7 +61,7 @@ class Symbols(Module):
 
     def closed(self, x: Any) -> Any:
         """x with nothing but ends behind its first end."""
-        return np.where(np.minimum.accumulate(x, axis=1) < 0, -1, x)
+        return np.where((x < 0).cumsum(axis=1) > 0, -1, x)
 
     def counted(self, x: Any, mask: Any) -> Any:
         """The steps to be read, (B, T)."""
@@ -122,7 +122,7 @@ class GRUDecoder(Module):
         return self.out(states), states[:, -1]
 
     def _states(self, z: Any, inputs: Any, state: Any) -> Tensor:
-        beside = np.zeros_like(z.data, shape=(*inputs.shape[:2], 1)) + z[:, None, :]
+        beside = np.zeros((*inputs.shape[:2], 1), z.dtype, like=z.data) + z[:, None, :]
         return self.gru(ops.concatenate([inputs, beside]), state=state)
 
 

@@ -52,7 +52,7 @@ class Mixture(NamedTuple):
         logits, mu, logvar = (a.data for a in self)
         weights = np.exp(ops.log_softmax(logits / max(temperature, 1e-3)).data)
         k = (weights.cumsum(axis=-1)[:, :-1] <= u[:, None]).sum(axis=-1)
-        rows = np.arange(len(k))
+        rows = np.arange(len(k), like=k)
         return mu[rows, k] + math.sqrt(temperature) * np.exp(logvar[rows, k] / 2) * eps
 
 
