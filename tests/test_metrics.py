@@ -222,3 +222,49 @@ def test_collapse_is_warned_of_with_the_remedies(kl, active, warned):
     if warned:
         for word in ("beta < 1", "annealing", "free_bits", "weaker decoder"):
             assert word in text
+
+
+# --------------------------------------------------------------------------------- disentanglement
+@pytest.mark.parametrize("batch_size", [5, 37, 1000])
+def test_kl_decomposition_is_that_of_the_whole_data_set(network, bits, batch_size):
+    mu, logvar = (t.data for t in network.encode(bits.array))
+    z = mu + np.exp(logvar / 2) * noise_of_rows(37, seed=5)
+    each = norm.logpdf(z[:, None], mu, np.exp(logvar / 2))  # (N, N, Z)
+    joint = np.log(np.exp(each.sum(axis=2)).mean(axis=1))
+    marginal = np.log(np.exp(each).mean(axis=1)).sum(axis=1)
+    own, log_p = each.sum(axis=2).diagonal(), norm.logpdf(z).sum(axis=1)
+    found = metrics.kl_decomposition(network, bits, seed=5, batch_size=batch_size)
+    assert found == pytest.approx({
+        "mi": (own - joint).mean(), "tc": (joint - marginal).mean(),
+        "dwkl": (marginal - log_p).mean(),
+    }, rel=1e-9)  # fmt: skip
+    network.gaussian = False
+    with pytest.raises(ValueError, match="VAENetwork has no Gaussian posterior"):
+        metrics.kl_decomposition(network, bits)
+
+
+def test_the_gap_is_one_for_the_factors_themselves_and_nothing_for_copies(rng):
+    factors = np.stack([rng.integers(0, 3, 4000), rng.integers(0, 10, 4000)], axis=1)
+    real = rng.random((4000, 2))
+    gap = metrics.mutual_information_gap
+    np.testing.assert_allclose(gap(factors[:, ::-1] * -2.5, factors), 1, atol=0.02)
+    np.testing.assert_allclose(gap(real, real), 1, atol=0.05)
+    np.testing.assert_allclose(gap(np.repeat(factors, 2, axis=1), factors), 0, atol=1e-12)
+    turned = (real - 0.5) @ np.array([[1, 1], [-1, 1]])
+    assert gap(turned, real).max() < 0.05
+    assert gap(rng.normal(size=(4000, 3)), factors).max() < 0.02
+
+
+def test_the_gap_by_hand():
+    """v is fair; z_1 tells it all, z_2 nothing, z_3 for half of the rows."""
+    v = np.array([[0], [0], [1], [1]])
+    z = np.array([[0, 0, 0], [0, 1, 0], [1, 0, 0], [1, 1, 1]])
+    known = np.log(2) - 0.75 * (np.log(3) - 2 / 3 * np.log(2))
+    np.testing.assert_allclose(metrics.mutual_information_gap(z, v), 1 - known / np.log(2))
+
+
+def test_the_gap_refuses_what_has_none(rng):
+    with pytest.raises(ValueError, match=r"codes must be \(N, Z\), Z >= 2"):
+        metrics.mutual_information_gap(np.ones((3, 1)), np.ones((3, 1)))
+    with pytest.raises(ValueError, match="factor 1 has one value only"):
+        metrics.mutual_information_gap(rng.normal(size=(9, 2)), np.eye(9)[:, :2] * [1, 0])
