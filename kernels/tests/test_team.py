@@ -184,15 +184,23 @@ def test_small_jobs_are_shared_when_they_follow_each_other(monkeypatch):
     now = [1.0]
     monkeypatch.setattr(_threads.time, "perf_counter", lambda: now[0])
     small, large = (np.zeros((100, n)) for n in (600, 10_000))
+    assert _threads.worth_it((large,))
+    now[0] += 1
+    assert not _threads.worth_it((small,))
+    now[0] += _threads.RECENT / 2
+    assert _threads.worth_it((small,))
+
+
+def test_the_parts_depend_on_sizes_and_threads_alone():
+    """Where each part has a sum of its own, their number decides the last bits."""
+    array = np.zeros((100, 600))
     with kernels.threads(2):
-        assert _threads.parts((large,)) == 8
-        now[0] += 1
-        assert _threads.parts((small,)) == 1
-        now[0] += _threads.RECENT / 2
-        assert _threads.parts((small,)) == 8
-        assert _threads.parts((small[:1],)) == 1
+        assert _threads.parts((array,)) == 2 * _threads.PARTS
+        assert _threads.parts((array,), each=1) == 2
+        assert _threads.parts((array,), light=True) == 1
+        assert _threads.parts((array[:1],)) == 1
     with kernels.threads(1):
-        assert _threads.parts((large,)) == 1
+        assert _threads.parts((array,)) == 1
 
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="this system cannot fork")

@@ -194,6 +194,8 @@ class jit_rows(jit):
         count = _threads.parts(args, self.light, self.each)
         if count == 1 or recorder.get() is not None:  # a program runs in one thread
             return super().__call__(*args)
+        if not _threads.worth_it(args, self.light):
+            return super().__call__(*args)
         return _threads.run(self, args, count)
 
     def find(self, key: int, args: tuple) -> None:

@@ -14,10 +14,12 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from . import _cache
+
 I32, I64, BYTE = ir.IntType(32), ir.IntType(64), ir.IntType(8)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def launch(run, key, kernel, whole, count, helpers, *args):
     """kernel(*args) in `count` parts of the rows of args[0], by the caller and so many helpers.
 
@@ -26,6 +28,9 @@ def launch(run, key, kernel, whole, count, helpers, *args):
     of these args if it is another: then nothing was done.
     """
     return _launch(run, key, kernel, whole, count, helpers, args)  # type: ignore[call-arg]
+
+
+_cache.enable(launch)
 
 
 @intrinsic

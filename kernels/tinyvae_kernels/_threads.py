@@ -75,24 +75,30 @@ if hasattr(os, "register_at_fork"):  # a child process has none of its parent's 
 
 
 def parts(arguments: tuple, light: bool = False, each: int = PARTS) -> int:
-    """In how many parts a call is cut; light: the kernel does little more than move memory.
+    """In how many parts a call may be cut: the same for the same sizes and number of threads.
 
-    each: how many for each thread.
+    light: the kernel does little more than move memory; each: parts for each thread.
     """
-    global _latest
     worth = WORTH_A_THREAD_LIGHT if light else WORTH_A_THREAD
     for array in arguments:  # most calls end here: keep them cheap
         if isinstance(array, np.ndarray) and array.size >= 2 * worth:
             break
     else:
         return 1
-    elements = max(a.size for a in arguments if isinstance(a, np.ndarray))
-    count = min(_limit.get() or cores(), elements // worth)
+    count = min(_limit.get() or cores(), _largest(arguments) // worth)
+    return max(1, min(len(arguments[0]), count * each)) if count > 1 else 1
+
+
+def _largest(arguments: tuple) -> int:
+    return max(a.size for a in arguments if isinstance(a, np.ndarray))
+
+
+def worth_it(arguments: tuple, light: bool = False) -> bool:
+    """Whether a call that may be cut is worth a helper now, which may be asleep."""
+    global _latest
     before, _latest = _latest, time.perf_counter()
     waking = WORTH_WAKING_LIGHT if light else WORTH_WAKING
-    if count < 2 or (elements < 2 * waking and _latest - before > RECENT):
-        return 1
-    return max(1, min(len(arguments[0]), count * each))
+    return _latest - before < RECENT or _largest(arguments) >= 2 * waking
 
 
 def run(kernel: Any, arguments: tuple, count: int) -> None:

@@ -276,8 +276,8 @@ def _log_prob_numba(z, weights, mu, logvar, log_prob, share):
                 share[i, k] *= scale
 
 
-_log_prob_own = jit_rows.sharing("mu", "logvar")(_log_prob_numba)
-_log_prob_common = jit_rows.sharing("weights", "mu", "logvar")(_log_prob_numba)
+_log_prob_own = jit_rows.sharing("mu", "logvar", each=1)(_log_prob_numba)
+_log_prob_common = jit_rows.sharing("weights", "mu", "logvar", each=1)(_log_prob_numba)
 
 
 @jit
@@ -324,15 +324,27 @@ def _add_parts_numba(totals, total, dmu, dlogvar):
             dmu[k, j] = totals[0, Z + j, k]
 
 
+@jit_rows.sharing("cuts", "z", "mu", "logvar", "share", "dz", each=1)
+def _gradient_parts_numba(parts, cuts, z, mu, logvar, share, dz, totals):
+    """Those of all parts that have these numbers, each with its totals."""
+    for i in range(parts.shape[0]):
+        rows = slice(cuts[parts[i]], cuts[parts[i] + 1])
+        _gradient_rows_numba(z[rows], mu, logvar, share[rows], dz[rows], totals[i])
+
+
+def _parts(z, share, mu):
+    """The numbers of all parts, where they begin, and room for their totals.
+
+    No part begins within ROWS, whose float32 sum would else depend on the number of threads.
+    """
+    count, (B, Z) = _threads.parts((share,), each=1), z.shape
+    cuts = np.minimum(B, -(-B // ROWS) * np.arange(count + 1) // count * ROWS)
+    return np.arange(count), cuts, np.empty((count, 2 * Z + 1, len(mu)))
+
+
 def _gradients_numba(z, mu, logvar, share, dz, total, dmu, dlogvar):
-    count, (B, Z) = _threads.parts((share,)), z.shape
-    totals = np.empty((count, 2 * Z + 1, len(mu)))
-
-    def run(part: int) -> None:
-        rows = slice(B * part // count, B * (part + 1) // count)
-        _gradient_rows_numba(z[rows], mu, logvar, share[rows], dz[rows], totals[part])
-
-    _threads.at_once(run, count)
+    numbers, cuts, totals = _parts(z, share, mu)
+    _gradient_parts_numba(numbers, cuts, z, mu, logvar, share, dz, totals)
     _add_parts_numba(totals, total, dmu, dlogvar)
 
 
@@ -350,8 +362,8 @@ def _marginal_rows_numba(z, weights, mu, logvar, log_prob):
             log_prob[i, j], _ = _log_sum_exp_numba(terms, e)
 
 
-_marginal_own = jit_rows.sharing("mu", "logvar")(_marginal_rows_numba)
-_marginal_common = jit_rows.sharing("weights", "mu", "logvar")(_marginal_rows_numba)
+_marginal_own = jit_rows.sharing("mu", "logvar", each=1)(_marginal_rows_numba)
+_marginal_common = jit_rows.sharing("weights", "mu", "logvar", each=1)(_marginal_rows_numba)
 
 
 @jit
@@ -389,21 +401,25 @@ def _marginal_gradient_rows_numba(z, weights, mu, logvar, log_prob, dout, dz, sh
                 totals[2 * Z, k] += share[i, k]
 
 
+@jit_rows.sharing("cuts", "z", "weights", "mu", "logvar", "log_prob", "dout", "dz", "share", each=1)
+def _marginal_gradient_parts_numba(
+    parts, cuts, z, weights, mu, logvar, log_prob, dout, dz, share, totals
+):
+    for i in range(parts.shape[0]):
+        rows = slice(cuts[parts[i]], cuts[parts[i] + 1])
+        _marginal_gradient_rows_numba(
+            z[rows], weights if weights.shape[0] == 1 else weights[rows], mu, logvar,
+            log_prob[rows], dout[rows], dz[rows], share[rows], totals[i],
+        )  # fmt: skip
+
+
 def _marginal_gradients_numba(
     z, weights, mu, logvar, log_prob, dout, dz, share, total, dmu, dlogvar
 ):
-    count, (B, Z) = _threads.parts((share,)), z.shape
-    totals = np.empty((count, 2 * Z + 1, len(mu)))
-
-    def run(part: int) -> None:
-        rows = slice(B * part // count, B * (part + 1) // count)
-        own = weights if len(weights) == 1 else weights[rows]
-        _marginal_gradient_rows_numba(
-            z[rows], own, mu, logvar, log_prob[rows], dout[rows], dz[rows], share[rows],
-            totals[part],
-        )  # fmt: skip
-
-    _threads.at_once(run, count)
+    numbers, cuts, totals = _parts(z, share, mu)
+    _marginal_gradient_parts_numba(
+        numbers, cuts, z, weights, mu, logvar, log_prob, dout, dz, share, totals
+    )
     _add_parts_numba(totals, total, dmu, dlogvar)
 
 
