@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tinyvae as tv
-from tinyvae import Tensor, gradcheck
+from tinyvae import Tensor, devices, gradcheck
 from tinyvae.batches import Batch
 from tinyvae.likelihoods import Bernoulli, Gaussian, Tokens
 from tinyvae.models import Parts
@@ -268,6 +268,29 @@ def test_samples_depend_on_the_seed_and_not_on_the_batch(rng):
     assert (one != other).any()
     ends = np.minimum.accumulate(one, axis=1) < 0
     assert (one[ends] == -1).all()
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("name", ["tokens", "bits"])
+def test_the_same_on_a_gpu(name, decoder, gpu, rng):
+    likelihood, shape = CASES[name]
+    model = sequence(decoder, likelihood=likelihood, shape=shape, dropout=0.4)
+    batch = batch_of(name, rng)
+
+    def results(device):
+        model.to(device).zero_grad()
+        x, mask = (None if a is None else devices.move(a, device) for a in (batch.x, batch.mask))
+        there = Batch(x, mask=mask)
+        noise = [draw(seed=seed, like=x) for seed in range(4)]
+        terms = model.loss(there, noise[0], beta=1.0, rows=B)
+        terms.loss.backward()
+        found = [terms.elbo, model.log_weights(there, noise[1]), model.generate(B, noise[2])]
+        found += [model.sample(B, noise[3]), model.reconstruct(there)]
+        return [devices.to_host(a) for a in found + [t.grad for t in model.parameters()]]
+
+    expected = results("cpu")
+    for one, other in zip(results("cuda"), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-10)
 
 
 # --------------------------------------------------------------------------------------- arguments

@@ -7,7 +7,7 @@ import pytest
 from scipy import special, stats
 
 import tinyvae as tv
-from tinyvae import Tensor, gradcheck, ops, paddle
+from tinyvae import Tensor, devices, gradcheck, ops, paddle
 from tinyvae.batches import Batch
 from tinyvae.likelihoods import Bernoulli, Gaussian
 from tinyvae.models import Parts
@@ -171,6 +171,25 @@ def test_outputs_are_laid_out_as_the_likelihood_reads_them(rng):
     z = model.encode(batch.x)[0]
     whole = model.likelihood.nll(raw, batch.x).data
     np.testing.assert_allclose(whole, model._nll(z, batch.x).data, rtol=1e-12)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_same_on_a_gpu(joint, gpu, rng):
+    model, batch = world(joint=joint), batch_of(rng)
+
+    def results(device):
+        model.to(device).zero_grad()
+        x, y = devices.move(batch.x, device), devices.move(batch.y, device)
+        noise = [Draw(B, seed=seed, dtype=np.float64, like=x) for seed in range(4)]
+        terms = model.loss(Batch(x, y), noise[0], beta=1.0, rows=B)
+        terms.loss.backward()
+        found = [terms.elbo, model.log_weights(Batch(x, y), noise[1]), model.predict(x, y)]
+        found += [model.generate(B, noise[2], y), model.dream(x[:, :2], noise[3], y)]
+        return [devices.to_host(a) for a in found + [t.grad for t in model.parameters()]]
+
+    expected = results("cpu")
+    for one, other in zip(results("cuda"), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-10)
 
 
 def test_bad_arguments_are_refused(rng):

@@ -526,7 +526,7 @@ class CausalSelfAttention(Module):
         split = ops.reshape(self.qkv(x), (B, T, 3, self.heads, E // self.heads))
         q, k, v = (ops.transpose(split[:, :, i], (0, 2, 1, 3)) for i in range(3))
         scores = q @ ops.transpose(k, (0, 1, 3, 2)) * (E // self.heads) ** -0.5  # (B, heads, T, T)
-        seen = devices.move(np.tri(T, dtype=bool), devices.of(self.out.weight))
+        seen = devices.move(np.tri(T, dtype=bool), devices.of(self.out.weight.data))
         if mask is not None:
             seen = seen & (devices.as_array(mask) != 0)[:, None, None, :]
         mixed = ops.transpose(ops.softmax(scores, seen) @ v, (0, 2, 1, 3))
