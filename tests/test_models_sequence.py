@@ -299,6 +299,9 @@ def test_bad_arguments_are_refused():
         Sequence("grru")
     with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\], got 2"):
         Sequence(dropout=2)
+    for other in ({"hidden": ()}, {"hidden": (9, 5)}, {"architecture": "conv"}):
+        with pytest.raises(ValueError, match="has networks of its own: one size of hidden units"):
+            Sequence().build(Parts((T,), Z, Tokens(S), **other))
     with pytest.raises(ValueError, match="6 features cannot be shared by 4 heads"):
         Sequence("transformer").build(Parts((T,), Z, Tokens(S), hidden=(6,)))
 

@@ -268,8 +268,8 @@ class SequenceVAE(Model):
 class Sequence(Spec):
     """One z for a sequence that is written step by step.  Rows: (T,) symbols or (T, ...) values.
 
-    decoder: "gru" or "transformer" (of `layers` blocks with `heads` heads).  dropout: chance that
-    training hides a step from the decoder.
+    decoder: "gru" or "transformer" (of `layers` blocks with `heads` heads); as many units as
+    `hidden` says.  dropout: chance that training hides a step from the decoder.
     """
 
     name: ClassVar[str] = "sequence"
@@ -287,6 +287,11 @@ class Sequence(Spec):
 
     def build(self, parts: Parts) -> SequenceVAE:
         """The model, with first weights."""
+        if len(parts.hidden) != 1 or parts.architecture != "mlp":
+            raise ValueError(
+                "model='sequence' has networks of its own: one size of hidden units, and no "
+                f"architecture; got hidden={parts.hidden}, architecture={parts.architecture!r}"
+            )
         T, *rest = parts.shape
         options = {"rng": parts.rng, "dtype": parts.dtype}
         hidden, outputs = parts.hidden[0], parts.likelihood.outputs * math.prod(rest)
