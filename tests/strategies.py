@@ -72,6 +72,13 @@ def binary(draw: Draw, a: Values, b: Values) -> Case:
 
 
 @st.composite
+def unscaled(draw: Draw) -> Case:
+    """A rate of ones: with any other, the backward is not the derivative."""
+    x = normal(rngs(draw), draw(SHAPES))
+    return Case((x, np.ones(draw(st.sampled_from([x.shape, ()])))), data=(1,))
+
+
+@st.composite
 def wheres(draw: Draw) -> Case:
     shapes = draw(hnp.mutually_broadcastable_shapes(num_shapes=3, max_dims=3, max_side=3))
     (condition, a, b), rng = shapes.input_shapes, rngs(draw)
@@ -272,6 +279,7 @@ CASES: dict[str, st.SearchStrategy[Case]] = {
     "sigmoid": unary(normal),
     "softplus": unary(normal),
     "clip": clipped(),
+    "scale_gradient": unscaled(),
     "where": wheres(),
     "sum": reductions(normal, of_nothing=True),
     "mean": reductions(normal, of_nothing=False),

@@ -14,7 +14,7 @@ from tinyvae import Tensor, ops
 from tinyvae.ops import elementwise
 
 NAMES = ["exp", "log", "log1p", "sqrt", "relu", "leaky_relu", "elu", "gelu", "sigmoid", "silu",
-         "tanh", "softplus", "where", "clip"]  # fmt: skip
+         "tanh", "softplus", "where", "clip", "scale_gradient"]  # fmt: skip
 X = np.linspace(-4, 4, 801)
 
 EXPECTED = {
@@ -74,6 +74,15 @@ def test_where_passes_each_gradient_to_the_array_that_was_taken():
     out.backward(np.array([1.0, 20.0, 300.0]))
     np.testing.assert_array_equal(a.grad, [1, 0, 0])
     np.testing.assert_array_equal(b.grad, [320])
+
+
+def test_a_rate_written_after_the_forward_scales_the_gradient():
+    x, rate = Tensor(np.ones((3, 2)), True), np.ones((3, 1))
+    out = ops.scale_gradient(x, rate) * 2.0
+    np.testing.assert_array_equal(out.data, 2)
+    rate[:] = [[1], [0.5], [0]]
+    out.backward(np.ones((3, 2)))
+    np.testing.assert_array_equal(x.grad, [[2, 2], [1, 1], [0, 0]])
 
 
 def test_kinks_have_the_gradient_of_their_docstring():

@@ -144,6 +144,7 @@ CASES: dict[str, Callable[[Any], Case]] = {
     "sigmoid": lambda rng: ((_normal(rng, 3, 4),), {}),
     "softplus": lambda rng: ((_normal(rng, 3, 4),), {}),
     "clip": lambda rng: ((_away_from_zero(rng, 3, 4),), {"low": 0.0, "high": 1e3}),
+    "scale_gradient": lambda rng: ((_normal(rng, 3, 4), Tensor(np.ones((3, 1)))), {}),
     "where": lambda rng: ((_bits(rng, 3, 4) > 0, _normal(rng, 3, 4), _normal(rng, 4)), {}),
     "sum": lambda rng: ((_normal(rng, 3, 4, 2),), {"axis": (0, 2)}),
     "mean": lambda rng: ((_normal(rng, 3, 4),), {"axis": 1, "keepdims": True}),

@@ -123,3 +123,114 @@ def aggregate_log_weights(rows: int, total: int, estimator: str = "mss") -> np.n
     weights = np.full((rows, rows), (total - 1) / (total * max(rows - 1, 1)))
     np.fill_diagonal(weights, 1 / total)
     return np.log(weights)
+
+
+# ------------------------------------------------------------------- any prior, flows, many samples
+GRADIENTS = ("iwae", "stl", "dreg")  # of the importance-weighted bound
+
+
+class Samples(NamedTuple):
+    """What L samples z ~ q(z | x) of each row say, each (B, L) nats.
+
+    nll: -log p(x | z).  log_ratio: log q(z | x) - log p(z), whose mean is the KL.
+    """
+
+    nll: Tensor
+    log_ratio: Tensor
+
+
+def samples(
+    network: Any, x: Any, posterior: tuple, eps: Any, *, still: bool = False, rate: Any = None
+) -> Samples:
+    """Draw z ~ q(z | x), pass it through the flow if there is one, and decode it.
+
+    log q(z | x) = log N(z0; mu, sigma^2) - logdet,  z = flow(z0)      Rezende, Mohamed 2015, eq. 5
+    network: has prior, flow (or None), likelihood and decode; posterior: mu, logvar (B, Z), and the
+    flow's context; eps: (B, L, Z).
+    still: take mu and logvar in log q for constants, so that its gradient comes by z alone.
+    rate: (B L, 1), factors of the gradient that comes by z.
+    """
+    B, L, Z = eps.shape
+    mu, logvar, *context = (_repeated(tensor, L) for tensor in posterior)
+    z = ops.reparameterize(mu, logvar, eps.reshape(B * L, Z))
+    if rate is not None:
+        z = ops.scale_gradient(z, rate)
+    q = (mu.detach(), logvar.detach()) if still else (mu, logvar)
+    log_q = gaussian_log_prob(z, *q)
+    if network.flow is not None:
+        z, logdet = network.flow.forward(z, *context)
+        log_q = log_q - logdet
+    nll = network.likelihood.nll(network.decode(z), np.repeat(x, L, axis=0))
+    log_ratio = log_q - network.prior.log_prob(z)
+    return Samples(ops.reshape(nll, (B, L)), ops.reshape(log_ratio, (B, L)))
+
+
+def _repeated(tensor: Tensor, times: int) -> Tensor:
+    """(B, ...) -> (B L, ...), each row so many times."""
+    if times == 1:
+        return tensor
+    B, *row = tensor.shape
+    wide = ops.reshape(tensor, (B, 1, *row)) + np.zeros_like(tensor.data, shape=(B, times, *row))
+    return ops.reshape(wide, (B * times, *row))
+
+
+def sampled_elbo(
+    network: Any,
+    x: Any,
+    posterior: tuple,
+    eps: Any,
+    *,
+    beta: float = 1.0,
+    closed: bool = True,
+    batch: int | None = None,
+) -> Terms:
+    """The ELBO for any prior and flow, with L samples a row, as a loss: its negative batch mean.
+
+    1/L sum_l log p(x | z_l) - beta KL,   KL = 1/L sum_l log q(z_l | x) - log p(z_l)
+                                               Kingma and Welling 2014, equations 6 and 7
+    closed: take the KL in closed form where there is one: a Gaussian prior, and no flow.
+    network, posterior, eps: as in samples(); batch: rows of the whole batch, if x is a part.
+    """
+    found = samples(network, x, posterior, eps)
+    nll, kl = ops.mean(found.nll, axis=1), None
+    if closed and network.flow is None:
+        kl = network.prior.kl(*posterior)
+    if kl is None:
+        kl = ops.mean(found.log_ratio, axis=1)
+    negative = nll + beta * kl
+    loss = ops.sum(negative) * (1 / (batch or len(x)))
+    return Terms(loss, nll.data, kl.data, -negative.data)
+
+
+def iwae(
+    network: Any,
+    x: Any,
+    posterior: tuple,
+    eps: Any,
+    *,
+    gradient: str = "iwae",
+    beta: float = 1.0,
+    batch: int | None = None,
+) -> Terms:
+    """The importance-weighted bound with K samples a row, as a loss: its negative batch mean.
+
+    log 1/K sum_k w_k,   w_k = p(x, z_k) / q(z_k | x)             Burda et al. 2016, equation 8
+    gradient, of the encoder (the decoder's is always that of the bound, weights w~ = w / sum w):
+        iwae  of the bound itself                                          equation 13
+        stl   without the score of q, biased for K > 1     Roeder, Wu and Duvenaud 2017, section 4
+        dreg  sum_k w~_k^2 dlog w_k/dz dz/dphi, unbiased            Tucker et al. 2019, equation 8
+    eps: (B, K, Z).  beta: factor of log q - log p(z); the bound has 1.
+    Terms: nll and kl are means over the samples, so that -(nll + kl) is an ELBO, below the bound.
+    Raises ValueError for an unknown gradient.
+    """
+    if gradient not in GRADIENTS:
+        raise unknown("gradient", gradient, GRADIENTS)
+    B, K, _ = eps.shape
+    rate = np.ones_like(eps, shape=(B * K, 1)) if gradient == "dreg" else None
+    nll, log_ratio = samples(network, x, posterior, eps, still=gradient != "iwae", rate=rate)
+    bound = ops.log_mean_exp(-nll - beta * log_ratio)
+    if rate is not None:
+        rate[:] = bound.saved.weights.reshape(B * K, 1)
+    loss = ops.sum(bound) * (-1 / (batch or B))
+    log = {"bound": bound.data}
+    return Terms(loss, nll.data.mean(axis=1), log_ratio.data.mean(axis=1), bound.data, log)

@@ -11,11 +11,12 @@ from .cvae import CVAE
 from .discrete import Bernoulli, Categorical, Gumbel
 from .ladder import BottomUp, Ladder
 from .sequence import Sequence
-from .vae import VAE
+from .vae import IWAE, VAE
 from .world import World
 
 _ALL: tuple[type[Spec], ...] = (
     VAE,
+    IWAE,
     CVAE,
     Gumbel,
     Categorical,

@@ -187,6 +187,23 @@ def where_backward(dout: np.ndarray, saved: tuple) -> tuple:
     return None, da, unbroadcast(np.where(condition, zero, dout), b_shape)
 
 
+def scale_gradient_forward(x: np.ndarray, rate: np.ndarray) -> Any:
+    """out = x.
+
+    rate: broadcasts against x; it is looked at when the gradient comes, so that numbers which are
+    known only after a later part of the forward pass can be written into it until then.
+    """
+    return x, (rate,)
+
+
+def scale_gradient_backward(dout: np.ndarray, saved: tuple) -> tuple:
+    """dx = rate dout      drate: None.
+
+    Not the derivative of the forward, but for a rate of ones.
+    """
+    return dout * saved[0], None
+
+
 exp = differentiable(exp_forward, exp_backward)
 log = differentiable(log_forward, log_backward)
 log1p = differentiable(log1p_forward, log1p_backward)
@@ -201,3 +218,4 @@ tanh = differentiable(tanh_forward, tanh_backward)
 softplus = differentiable(softplus_forward, softplus_backward)
 where = differentiable(where_forward, where_backward)
 clip = differentiable(clip_forward, clip_backward)
+scale_gradient = differentiable(scale_gradient_forward, scale_gradient_backward)
