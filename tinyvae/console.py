@@ -120,7 +120,7 @@ class Log(train.Callback):
         line += f"{record['kl']:>7.2f}"
         if "validation_elbo" in record:
             line += f"{sign * record['validation_elbo']:>9.2f}"
-        line += f"{record['active_units']:>4}/{self.model.latent_dim:<2}"
+        line += f"{record['active_units']:>4}/{self.model.network_.latent_dim:<2}"
         line += f"{norm:>7.{'1f' if norm < 1e4 else '0e'}}"
         line += f"{record['examples_per_second']:>11,.0f}"
         return f"{line}  {bars(kl)}" if self._has_room() else line
@@ -132,7 +132,7 @@ class Log(train.Callback):
     def _has_room(self) -> bool:
         """Whether a character for each latent dimension can be shown."""
         room = self.console.width - self._width() - 62 if self.console.is_terminal else 100
-        return self.console.encoding.startswith("utf") and self.model.latent_dim <= room
+        return self.console.encoding.startswith("utf") and self.model.network_.latent_dim <= room
 
 
 def bars(values: list[float]) -> str:
@@ -251,7 +251,11 @@ def show_evaluation(
         say(console, name, f"{value:.4f}")
     kl = result.kl_per_dimension
     if not kl:
-        say(console, "active", f"{result.active_units} of {model.latent_dim} latent dimensions")
+        say(
+            console,
+            "active",
+            f"{result.active_units} of {model.network_.latent_dim} latent dimensions",
+        )
         return
     active = f"active: {result.active_units} of {len(kl)}"
     table = Table("latent", Column("KL, nats", justify="right"), Column(active, min_width=40))

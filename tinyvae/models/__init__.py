@@ -12,6 +12,7 @@ from .discrete import Bernoulli, Categorical, Gumbel
 from .ladder import BottomUp, Ladder
 from .sequence import Sequence
 from .vae import IWAE, VAE
+from .vq import VQ
 from .world import World
 
 _ALL: tuple[type[Spec], ...] = (
@@ -21,6 +22,7 @@ _ALL: tuple[type[Spec], ...] = (
     Gumbel,
     Categorical,
     Bernoulli,
+    VQ,
     Ladder,
     BottomUp,
     Sequence,

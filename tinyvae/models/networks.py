@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,35 +110,58 @@ def conv(
     Returns the encoder's body x -> features, their number, and the decoder.
     Raises ValueError if the image is too small for that many halvings.
     """
+    front, sizes = halvings(shape, channels, activation, **options)
+    H, W, C = *sizes[-1], [shape[2], *channels][-1]
+    dense = [H * W * C + extra, *hidden]
+    body = _body([*front, Reshape(-1)], _dense(dense, activation, **options), extra)
+    up = [latent_dim + extra, *hidden[::-1], H * W * C]
+    decoder: list = [*_dense(up, activation, **options), Reshape(H, W, C)]
+    decoder += doublings(sizes, [*channels[::-1], outputs * shape[2]], activation, **options)
+    return body, dense[-1], Sequential(*decoder)
+
+
+HALVING: dict[str, Any] = {"stride": 2, "padding": 1}
+
+
+def halvings(
+    shape: tuple[int, ...], channels: tuple[int, ...], activation: Callable, **options: Any
+) -> tuple[list, list[tuple[int, int]]]:
+    """Layers (B, H, W, C) -> (B, H', W', channels[-1]), and the image's size before and after each.
+
+    shape: (H, W, C).
+    Raises ValueError if the image is too small for that many halvings, or is no image.
+    """
     if len(shape) != 3:
         raise ValueError(
             f"the conv architecture needs images (N, H, W, C), got rows of shape {shape}: reshape "
             "them, or give image_shape=(H, W, C)"
         )
-    halving: dict[str, Any] = {"stride": 2, "padding": 1}
-    (H, W, C), sizes = shape, [shape[:2]]
-    front: list = []
+    layers: list = []
+    (H, W, C), sizes = shape, [(shape[0], shape[1])]
     for filters in channels:
         if min(H, W) < 2:
             raise ValueError(
                 f"an image of {shape[0]}x{shape[1]} cannot be halved {len(channels)} times: give "
                 f"fewer channels than {channels}"
             )
-        front += [Conv2d(C, filters, 4, **halving, **options), activation]
+        layers += [Conv2d(C, filters, 4, **HALVING, **options), activation]
         H, W, C = H // 2, W // 2, filters
         sizes.append((H, W))
-    dense = [H * W * C + extra, *hidden]
-    body = _body([*front, Reshape(-1)], _dense(dense, activation, **options), extra)
+    return layers, sizes
 
-    up = [latent_dim + extra, *hidden[::-1], H * W * C]
-    decoder: list = _dense(up, activation, **options)
-    decoder += [Reshape(H, W, C)]
-    widths = [*channels[::-1], outputs * shape[2]]
+
+def doublings(
+    sizes: list[tuple[int, int]], widths: Sequence[int], activation: Callable, **options: Any
+) -> list:
+    """The way back through the sizes of `halvings`; widths: channels before and after each layer.
+
+    The last layer's output is raw.
+    """
+    layers: list = []
     for i, size in enumerate(sizes[-2::-1]):
-        wider = ConvTranspose2d(widths[i], widths[i + 1], 4, output_size=size, **halving, **options)
-        decoder += [wider, activation]
-    decoder.pop()  # the last layer's output is raw
-    return body, dense[-1], Sequential(*decoder)
+        up = ConvTranspose2d(widths[i], widths[i + 1], 4, output_size=size, **HALVING, **options)
+        layers += [up, activation]
+    return layers[:-1]
 
 
 def body_and_decoder(
