@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import tinyvae as tv
-from tinyvae import Tensor, estimators, gradcheck, ops, spelling
+from tinyvae import Tensor, devices, estimators, gradcheck, ops, spelling
 from tinyvae.batches import Batch
 from tinyvae.likelihoods import Bernoulli, Gaussian
 from tinyvae.models import KINDS, Parts
@@ -242,6 +243,27 @@ def test_the_temperature_falls_to_its_floor(batch):
     expected = np.maximum(0.5, 2 * np.exp(-0.1 * np.arange(20)))
     np.testing.assert_allclose(found, expected)
     assert build("gumbel:rate=0").temperature == 1.0
+
+
+@pytest.mark.parametrize("text", KIND_NAMES)
+def test_the_same_on_a_gpu(text, gpu, batch):
+    first = build(text)
+
+    def results(device):
+        model = copy.deepcopy(first).to(device)
+        there = Batch(devices.move(batch.x, device))
+        noise = [Draw(3, seed=seed, dtype=np.float64, like=there.x) for seed in range(4)]
+        terms = model.loss(there, noise[0], beta=1.0, rows=3)
+        terms.loss.backward()
+        model.after_step(terms)
+        found = [terms.elbo, model.log_weights(there, noise[1]), model.generate(3, noise[2])]
+        found += [model.evaluation(there, noise[3]).elbo, model.reconstruct(there)]
+        found += [code.data for code in model.encode(there.x)]
+        found += [t.grad for t in model.parameters()]
+        return [devices.to_host(a) for a in found]
+
+    for one, other in zip(results("cuda"), results("cpu"), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-10)
 
 
 # ------------------------------------------------------------------------------------- as text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import tinyvae as tv
-from tinyvae import Tensor, gradcheck, ops, spelling
+from tinyvae import Tensor, devices, gradcheck, ops, spelling
 from tinyvae.batches import Batch
 from tinyvae.likelihoods import Bernoulli, Gaussian
 from tinyvae.models import KINDS, Parts, vq
@@ -252,6 +253,26 @@ def test_convolutions_make_a_grid_of_codes(rng):
     assert model.decode(model.encode(x)[0]).shape == x.shape
     assert model.generate(4, draw_of(4)).shape == (4, 12, 8, 2)
     assert model.couples()  # the codebook's averages are over whole batches
+
+
+@pytest.mark.parametrize("update", vq.UPDATES)
+def test_the_same_on_a_gpu(update, gpu, batch):
+    first = build(f"{SPELLED}:update={update}")
+
+    def results(device):
+        model = copy.deepcopy(first).to(device)
+        there = Batch(devices.move(batch.x, device))
+        noise = [Draw(5, seed=seed, dtype=np.float64, like=there.x) for seed in range(3)]
+        terms = model.loss(there, noise[0], beta=1.0, rows=5)
+        terms.loss.backward()
+        found = [terms.elbo, *(t.grad for t in model.parameters())]
+        model.after_step(terms)
+        found += [model.log_weights(there, noise[1]), model.generate(5, noise[2])]
+        found += [model.reconstruct(there), *model.state_dict().values()]
+        return [devices.to_host(a) for a in found]
+
+    for one, other in zip(results("cuda"), results("cpu"), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-10)
 
 
 # ------------------------------------------------------------------------------------- as text

@@ -206,8 +206,8 @@ def leave_one_out(log_w: Any) -> Any:
     """L_k of `vimco`: the bound as it would be without sample k's own weight, (B, K)."""
     K = log_w.shape[1]
     means = (log_w.sum(axis=1, keepdims=True) - log_w) / (K - 1)
-    own = np.eye(K, dtype=bool, like=log_w)
-    swapped = np.where(own, means[:, :, None], log_w[:, None, :])  # (B, K) -> (B, K, K)
+    k = np.arange(K, like=log_w)
+    swapped = np.where(k[:, None] == k, means[:, :, None], log_w[:, None, :])  # (B, K) -> (B, K, K)
     return ops.logsumexp(swapped, axis=2).data - math.log(K)
 
 

@@ -114,7 +114,9 @@ class Quantizer(Module):
         threshold = self.restart * usual
         dead = (self.counts.data < threshold) | (first and self.restart > 0)
         number = int(dead.sum())
-        picked = np.argsort(u)[np.arange(number) % len(z)]  # vectors at random, without repeats
+        picked = np.argsort(u)[
+            np.arange(number, like=u) % len(z)
+        ]  # vectors at random, without repeats
         start = usual if first else PROBATION * threshold
         self.counts.data[dead] = start
         self.codebook.data[dead] = z[picked]
