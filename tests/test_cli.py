@@ -125,7 +125,7 @@ def test_every_command_and_option_is_explained():
     commands = get_command(cli.app).commands
     assert set(commands) == {
         "train", "evaluate", "sample", "reconstruct", "interpolate", "traverse", "encode",
-        "gradcheck", "info",
+        "impute", "gradcheck", "info",
     }  # fmt: skip
     for name, command in commands.items():
         assert command.help, name
@@ -476,6 +476,32 @@ def test_encode(run, here):
     done("encode", run, "digits", "--split", "train", "--out", "z.npy")
     np.testing.assert_array_equal(np.load(run / "all-codes.npy"), vae.transform(digits.whole()))
     np.testing.assert_array_equal(np.load("z.npy"), vae.transform(digits.train))
+
+
+def test_missing_values_are_trained_on_and_filled_in(here, rng):
+    x = rng.normal(size=(60, 1)) * [1.0, 2.0, -1.0]
+    x[rng.random(x.shape) < 0.2] = np.nan
+    np.save("x.npy", x)
+    options = ("--likelihood", "gaussian", "--epochs", 1, "--latent-dim", 1)
+    assert "has NaN at row" in fails("train", "x.npy", *options)
+    done("train", "x.npy", *options, "--missing", "--corruption", "mask:0.1", "--out", "m")
+    vae = tv.load("m/model.safetensors")
+    assert (vae.missing, vae.corruption) == (True, "mask:0.1")
+    assert "ELBO" in done("evaluate", "m", "--samples", 2)
+    done("impute", "m", "--steps", 4)
+    filled = np.load("m/all-imputed.npy")
+    np.testing.assert_array_equal(filled, vae.impute(x, 0, steps=4))
+    observed = ~np.isnan(x)
+    np.testing.assert_array_equal(filled[observed], x[observed])
+
+
+@pytest.mark.parametrize("text", ["student:4:shared", "gaussian:shared", "logistic:17"])
+def test_likelihoods_with_options(text, here):
+    done("train", "digits", "--likelihood", text, "--epochs", 1, "--out", "m")
+    vae = tv.load("m/model.safetensors")
+    assert vae.likelihood_ == tv.likelihoods.resolve(text)
+    assert "ELBO" in done("evaluate", "m", "--samples", 2)
+    done("sample", "m", "--n", 4)
 
 
 def test_pictures(run, here):

@@ -18,8 +18,9 @@ ORDER = [
     "_text", "_sklearn", "spelling", "devices", "sprites", "paddle", "data", "labels",
     "checkpoint", "schedules",
     "tensor", "ops", "checking", "optim", "nn", "parallel",  # tensors from here on
-    "batches", "estimators", "flows", "priors", "likelihoods", "objectives", "models",
-    "metrics", "recorded", "train",
+    "corruptions", "batches", "estimators", "flows", "priors", "likelihoods", "objectives",
+    "models",
+    "metrics", "imputation", "recorded", "train",
     "saved", "estimator", "plots", "runs", "console", "cli", "__main__",
 ]  # fmt: skip
 

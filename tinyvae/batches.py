@@ -29,8 +29,9 @@ class Batch:
     """B rows of data as a model sees them, and what comes with them.
 
     x: (B, ...).  y: None, labels (B,) of whole numbers, or a condition (B, C).  mask: None, or like
-    x (or its first axes): 1 where x is observed, 0 where it is missing.  total: rows of the data
-    set that these were taken from, or None if they are all there are.
+    x (or its first axes): 1 where x is observed, 0 where it is missing (and x is 0).  total: rows
+    of the data set that these were taken from, or None if they are all there are.  corrupted: None,
+    or what the encoder sees of x.
     batch[part] are the rows of a slice.
     """
 
@@ -38,13 +39,25 @@ class Batch:
     y: Any = None
     mask: Any = None
     total: int | None = None
+    corrupted: Any = None
+
+    @property
+    def seen(self) -> Any:
+        """What the encoder sees: x, or what is left of it."""
+        return self.x if self.corrupted is None else self.corrupted
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is x, and nothing else."""
+        return self.y is None and self.mask is None and self.corrupted is None
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, part: Any) -> Batch:
-        x, y, mask = (None if a is None else a[part] for a in (self.x, self.y, self.mask))
-        return Batch(x, y, mask, self.total or len(self))
+        arrays = (self.x, self.y, self.mask, self.corrupted)
+        x, y, mask, corrupted = (None if a is None else a[part] for a in arrays)
+        return Batch(x, y, mask, self.total or len(self), corrupted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +112,7 @@ class Rows:
     binarize: None, "dynamic" or "static".  seed: of the bits.
     device: where the batches are made, "cpu" or "cuda"; the rows themselves stay on the CPU.
     y: None, or the labels (N,) or conditions (N, C).  mask: None, or what of `array` is observed.
+    corruption: None, or what the encoder's x goes through in training.
     """
 
     array: np.ndarray
@@ -110,6 +124,7 @@ class Rows:
     device: str = "cpu"
     y: np.ndarray | None = None
     mask: np.ndarray | None = None
+    corruption: Any = None
 
     def __post_init__(self) -> None:
         if self.binarize is not None and self.binarize not in BINARIZE:
@@ -131,12 +146,23 @@ class Rows:
         )
         if mask is not None:
             mask = mask.astype(self.dtype, copy=False).reshape(len(x), *self.shape)
-        return Batch(x, y, mask, len(self))
+        corrupted = None
+        if self.corruption is not None:
+            place = {"seed": self.seed, "step": step, "offset": offset}
+            corrupted = self.corruption(x, stream=Stream.CORRUPT, **place)
+            if mask is not None:  # what is missing shows nothing
+                corrupted = corrupted * mask
+        return Batch(x, y, mask, len(self), corrupted)
 
     def draw(self, index: np.ndarray, *, stream: Stream, step: int) -> Batch | Gather:
         """The rows of an index as they are best read: later, if they are plain x in memory."""
-        plain = self.y is None and self.mask is None and self.device == "cpu"
-        plain = plain and self.binarize != "static" and self.array.flags.c_contiguous
+        plain = self.y is None and self.mask is None and self.corruption is None
+        plain = (
+            plain
+            and self.device == "cpu"
+            and self.binarize != "static"
+            and self.array.flags.c_contiguous
+        )
         if plain and self.array.dtype in (np.uint8, np.float32, np.float64):
             return Gather(self, index, stream, step)
         return self.take(index, stream=stream, step=step)
@@ -160,14 +186,14 @@ class Rows:
         return x.reshape(len(x), *self.shape)
 
     def in_order(self, batch_size: int) -> Iterator[tuple[int, Batch]]:
-        """Pairs of first row and batch, from first to last: for evaluation.
+        """Pairs of first row and batch, from first to last: for evaluation, of the clean x.
 
         Dynamic bits are drawn by row number, always the same ones for the same seed.
         """
-        size = math.prod(self.shape)
+        size, clean = math.prod(self.shape), replace(self, corruption=None)
         for start in range(0, len(self), batch_size):
             part = slice(start, start + batch_size)
-            yield start, self.take(part, stream=Stream.EVALUATE_BITS, offset=start * size)
+            yield start, clean.take(part, stream=Stream.EVALUATE_BITS, offset=start * size)
 
     def binarized_once(self) -> Rows:
         """Static binarization carried out: every row replaced by bits of its own, as uint8."""

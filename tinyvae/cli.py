@@ -133,6 +133,10 @@ NoValidation = Annotated[bool, _option(
 Binarize = Annotated[str | None, _option(
     "Draw bits from grey values: dynamic (at every step), static (once) or none.", unit="NAME",
     default="dynamic if grey images meet bernoulli", **_of)]
+Missing = Annotated[bool, _option("NaN is a missing value.", "--missing", **_of)]
+Corruption = Annotated[str | None, _option(
+    "Damage what the encoder sees in training: noise:0.3, mask:0.2 or salt:0.1.", unit="NAME",
+    default="none", **_of)]
 ImageShape = Annotated[str | None, _option("Read flat rows as images.", unit="H,W,C", **_of)]
 
 _of = {"panel": "Model"}
@@ -217,6 +221,9 @@ Sampled = Annotated[Path | None, _option(
     "File to write, .png or .npy.", "--out", unit="FILE", default="samples.png beside the model")]
 Encoded = Annotated[Path | None, _option(
     "File to write, .npy.", "--out", unit="FILE", default="SPLIT-codes.npy beside the model")]
+Filled = Annotated[Path | None, _option(
+    "File to write, .npy.", "--out", unit="FILE", default="SPLIT-imputed.npy beside the model")]
+Chain = Annotated[int, typer.Option(help="Steps of the chain for a row.", metavar="N", min=1)]
 Ops = Annotated[list[str] | None, typer.Argument(metavar="OP", **_help("Which.", "all"))]
 # fmt: on
 
@@ -248,6 +255,8 @@ def train(
     array: Array = None,
     no_validation: NoValidation = False,
     binarize: Binarize = None,
+    missing: Missing = False,
+    corruption: Corruption = None,
     image_shape: ImageShape = None,
     model: Model = None,
     prior: Prior = None,
@@ -455,13 +464,34 @@ def encode(
         _save_array(file, opened.model.transform(rows, y))
 
 
+@app.command(rich_help_panel="Look")
+def impute(
+    run: Run,
+    source: OwnSource = None,
+    steps: Chain = 100,
+    seed: Seed = 0,
+    path: Filled = None,
+    split: Split = "all",
+    data_dir: DataDir = None,
+    array: Array = None,
+    device: Device = "auto",
+) -> None:
+    """Fill in the missing values, NaN, of rows; write them to an array."""
+    opened = runs.open_run(run, device)
+    with _output(path, opened, f"{split}-imputed.npy", ".npy") as file:
+        rows, y = _rows(opened, source, split, data_dir, array, missing=True)
+        _save_array(file, opened.model.impute(rows, seed, steps=steps, y=y))
+
+
 def _rows(
-    opened: Opened, source: str | None, split: str, data_dir: Path | None, array: str | None
-) -> tuple[np.ndarray, np.ndarray | None]:
+    opened: Opened, source: str | None, split: str, data_dir: Path | None, array: str | None,
+    *, missing: bool = False,
+) -> tuple[np.ndarray, np.ndarray | None]:  # fmt: skip
     with console.downloads(out) as progress:
         return runs.rows_for(
-            opened, source, split, data_dir=data_dir, array=array, progress=progress
-        )
+            opened, source, split, data_dir=data_dir, array=array, progress=progress,
+            missing=missing,
+        )  # fmt: skip
 
 
 def _row(rows: np.ndarray, number: int) -> np.ndarray:

@@ -103,6 +103,7 @@ def load(
     validation: bool = True,
     progress: Callable[[int, int, str], None] | None = None,
     download: bool = True,
+    missing: bool = False,
 ) -> Dataset:
     """The data set of that name, or the rows of that file or folder, split in three.
 
@@ -116,6 +117,7 @@ def load(
       (.npy) is split into contiguous ranges, in its order, so that it need not be read.
     validation: False leaves validation empty and gives its rows to train.
     progress: called as progress(bytes so far, bytes in all, file) while downloading.
+    missing: NaN is a missing value, and may be there.
     Raises ValueError, or an OSError such as FileNotFoundError, that names the file.
     >>> load("digits")
     <Dataset digits: 1297 + 250 + 250 rows (8, 8, 1) float32>
@@ -131,7 +133,7 @@ def load(
     if known:
         return _mnist(source, data_dir, validation, progress, download)
     if str(source) and path.exists():  # Path("") is the current folder
-        return _from_path(path, array, seed, validation)
+        return _from_path(path, array, seed, validation, missing)
     if isinstance(source, str) and path.name == source and not path.suffix:
         raise ValueError(f"{unknown('data set', source, NAMES)}; a path to a file also works")
     raise FileNotFoundError(f"{path}: no such file or folder")
@@ -213,7 +215,9 @@ def _download(url, path, size, sha256, progress) -> None:
         part.unlink(missing_ok=True)
 
 
-def _from_path(path: Path, array: str | None, seed: int, validation: bool) -> Dataset:
+def _from_path(
+    path: Path, array: str | None, seed: int, validation: bool, missing: bool
+) -> Dataset:
     members = _read(path, array)
     rows = {key: as_rows(x, f"{path}[{key}]" if key else str(path)) for key, x in members.items()}
     x, *others = rows.values()
@@ -230,7 +234,8 @@ def _from_path(path: Path, array: str | None, seed: int, validation: bool) -> Da
         raise ValueError(f"{path}: a split needs at least 3 rows, got {len(x)}")
     order = None
     if not isinstance(members.get(""), np.memmap):
-        check_finite(x, str(path))  # now, while rows still have the numbers of the file
+        # now, while rows still have the numbers of the file
+        check_finite(x, str(path), missing=missing)
         order = np.random.default_rng(seed).permutation(len(x))
         x = x[order]
     return _split(path.stem or str(path), x, max(1, len(x) // 10), validation, order=order)
@@ -380,9 +385,12 @@ def _read_image(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: {one_line(error)}") from error
 
 
-def check_finite(x: np.ndarray, name: str = "X") -> None:
-    """Raise a ValueError that says where the first NaN or infinity stands."""
-    found = first_bad(x, np.isfinite, name)
+def check_finite(x: np.ndarray, name: str = "X", *, missing: bool = False) -> None:
+    """Raise a ValueError that says where the first NaN or infinity stands.
+
+    missing: NaN is a missing value, and may be there.
+    """
+    found = first_bad(x, (lambda part: ~np.isinf(part)) if missing else np.isfinite, name)
     if found is not None:
         value, place = found
         what = "NaN" if math.isnan(value) else "infinity" if value > 0 else "-infinity"

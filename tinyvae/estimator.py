@@ -16,7 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from . import devices, flows, likelihoods, metrics, models, ops, priors, saved, schedules, spelling
+from . import (
+    corruptions,
+    devices,
+    flows,
+    imputation,
+    likelihoods,
+    metrics,
+    models,
+    ops,
+    priors,
+    saved,
+    schedules,
+    spelling,
+)
 from ._sklearn import NotFittedError, Parameters
 from ._text import unknown
 from .batches import BINARIZE, Rows
@@ -50,6 +63,10 @@ class VAE(Parameters):
     few levels), "categorical:10" (classes), "tokens:27" (sequences of symbols, ended by -1),
     "poisson" or "negative_binomial" (counts); or an object of tinyvae.likelihoods.
     binarize: "dynamic" or "static" draws bits from grey values; None leaves the data alone.
+    missing: NaN in X is a missing value: the encoder sees 0 there, and the ELBO is that of the
+    observed values (Nazabal et al. 2020); `impute` fills them in.
+    corruption: "noise:0.3", "mask:0.2" or "salt:0.1" damages what the encoder sees in training,
+    while the decoder has to give the clean row (Im et al. 2017).
     beta, kl_schedule: weight of the KL is beta times the schedule, a number, a text such as
     "linear:0:1:10", or a function of the time in epochs.  free_bits: nats per dimension and row.
     learning_rate: a number or a schedule.  clip_norm: largest gradient norm.  patience: stop when
@@ -81,6 +98,8 @@ class VAE(Parameters):
         likelihood: Any = "bernoulli",
         variance: float | str = 1.0,
         binarize: str | None = None,
+        missing: bool = False,
+        corruption: Any = None,
         beta: float = 1.0,
         kl_schedule: Any = 1.0,
         free_bits: float = 0.0,
@@ -108,6 +127,8 @@ class VAE(Parameters):
         self.likelihood = likelihood
         self.variance = variance
         self.binarize = binarize
+        self.missing = missing
+        self.corruption = corruption
         self.beta = beta
         self.kl_schedule = kl_schedule
         self.free_bits = free_bits
@@ -157,7 +178,8 @@ class VAE(Parameters):
         prior, flow = self._specs()
         self._kind().check(
             prior=prior, flow=flow, free_bits=self.free_bits, own=self._own(),
-            likelihood=self._likelihood(),
+            likelihood=self._likelihood(), missing=self.missing,
+            corruption=corruptions.resolve(self.corruption),
         )  # fmt: skip
 
     def _kind(self) -> Spec:
@@ -361,6 +383,7 @@ class VAE(Parameters):
             clip_norm=self.clip_norm,
             patience=self.patience,
         )
+        rows = replace(rows, corruption=corruptions.resolve(self.corruption))
         return Run(
             self.network_, rows, validation, self.optimizer_, settings,
             self.progress_, callbacks, best_state=self._best_state,
@@ -400,12 +423,20 @@ class VAE(Parameters):
         bits: binarize if the model does.
         """
         rows = self._rows(X, name, y)
+        if self.missing:
+            rows = _with_mask(rows)
         check_finite(rows.array, name)
-        if self.binarize is None:
-            self.likelihood_.check(rows.array, name, rows.scale)
-        else:
-            likelihoods.CrossEntropy().check(rows.array, name, rows.scale)  # grey, in [0, 1]
+        self._check_values(rows, name)
         return rows.binarized_once() if bits else replace(rows, binarize=None)
+
+    def _check_values(self, rows: Rows, name: str) -> None:
+        """Raise ValueError for an observed value that the likelihood is not for."""
+        bits = self.binarize is not None
+        likelihood = likelihoods.CrossEntropy() if bits else self.likelihood_  # grey, in [0, 1]
+        array = rows.array
+        if rows.mask is not None:
+            array = np.where(rows.mask, array, likelihood.filler)
+        likelihood.check(array, name, rows.scale)
 
     def _as_given(self, x: np.ndarray) -> np.ndarray:
         """Rows in the shape in which fit got them."""
@@ -558,6 +589,39 @@ class VAE(Parameters):
         seed = self.seed_ if random_state is None else _seed(random_state)
         return metrics.log_likelihood_rows(self.network_, rows, samples=samples, seed=seed)
 
+    def impute(
+        self,
+        X: Any,
+        random_state: Any = None,
+        *,
+        steps: int = 100,
+        mean: bool = True,
+        y: Any = None,
+    ) -> np.ndarray:
+        """X with its NaNs filled in; what is observed stays as it is.
+
+        steps: of the chain (see tinyvae.imputation), of which the second half counts.
+        mean: the best guess of each value; False gives one possible row, another for each
+        random_state.
+        """
+        if steps < 1:
+            raise ValueError(f"steps must be >= 1, got {steps}")
+        if "missing" not in self._kind().takes:
+            raise ValueError(f"model={self._kind().name!r} does not take missing values")
+        if self.flow is not None:
+            raise ValueError("impute does not go with a flow: a chain asks for q(z | x) of any z")
+        rows = _with_mask(self._rows(X, "X", y))
+        if rows.mask is None:
+            return np.array(X)
+        check_finite(rows.array, "X")
+        self._check_values(rows, "X")
+        seed = self.seed_ if random_state is None else _seed(random_state)
+        filled = imputation.impute(
+            self.network_, replace(rows, binarize=None), steps=steps, seed=seed, mean=mean
+        )
+        observed = rows.mask.reshape(filled.shape)
+        return self._as_given(np.where(observed, rows.array.reshape(filled.shape), filled))
+
     # ---------------------------------------------------------------------- scikit-learn's words
     def transform(self, X: Any, y: Any = None) -> np.ndarray:
         """Posterior mean of each row, (N, Z)."""
@@ -607,6 +671,14 @@ def load(
     model = VAE(**parameters)
     saved.restore(model, arrays, description)
     return model
+
+
+def _with_mask(rows: Rows) -> Rows:
+    """The rows, NaNs replaced by 0, and a mask that says so; without NaN as they are."""
+    missing = np.isnan(rows.array) if rows.array.dtype.kind == "f" else np.zeros(1, bool)
+    if not missing.any():
+        return rows
+    return replace(rows, array=np.where(missing, 0, rows.array), mask=~missing)
 
 
 def _seed(random_state: Any) -> int:

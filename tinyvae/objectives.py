@@ -48,6 +48,8 @@ def elbo(
     free_bits: float = 0.0,
     batch: int | None = None,
     y: Any = None,
+    mask: Any = None,
+    seen: Any = None,
 ) -> Terms:
     """The evidence lower bound with one sample of z a row, as a loss: its negative batch mean.
 
@@ -55,18 +57,15 @@ def elbo(
     network: has encode(x) -> mu, logvar and decode(z) -> the likelihood's raw parameters.
     x: (B, ...); eps: (B, Z) standard normal noise; batch: rows of the whole batch, if x is a part.
     y: a condition, which encode and decode take too (Sohn et al. 2015).
+    mask: like x, 1 where x is observed: log p(x | z) is that of the observed values (Nazabal et al.
+    2020, equation 3).  seen: what the encoder sees, if it is not x (Im et al. 2017, equation 6).
     """
     condition = () if y is None else (y,)
-    mu, logvar = network.encode(x, *condition)
+    mu, logvar = network.encode(x if seen is None else seen, *condition)
     z = ops.reparameterize(mu, logvar, eps)
+    output, options = network.decode(z, *condition), {} if mask is None else {"mask": mask}
     loss = likelihood.loss(
-        network.decode(z, *condition),
-        x,
-        mu,
-        logvar,
-        beta=beta,
-        free_bits=free_bits,
-        batch=batch or len(x),
+        output, x, mu, logvar, beta=beta, free_bits=free_bits, batch=batch or len(x), **options
     )
     return Terms(loss, loss.saved.nll, loss.saved.kl, loss.saved.elbo)
 
@@ -140,7 +139,14 @@ class Samples(NamedTuple):
 
 
 def samples(
-    network: Any, x: Any, posterior: tuple, eps: Any, *, still: bool = False, rate: Any = None
+    network: Any,
+    x: Any,
+    posterior: tuple,
+    eps: Any,
+    *,
+    still: bool = False,
+    rate: Any = None,
+    mask: Any = None,
 ) -> Samples:
     """Draw z ~ q(z | x), pass it through the flow if there is one, and decode it.
 
@@ -148,7 +154,7 @@ def samples(
     network: has prior, flow (or None), likelihood and decode; posterior: mu, logvar (B, Z), and the
     flow's context; eps: (B, L, Z).
     still: take mu and logvar in log q for constants, so that its gradient comes by z alone.
-    rate: (B L, 1), factors of the gradient that comes by z.
+    rate: (B L, 1), factors of the gradient that comes by z.  mask: like x, 1 where it is observed.
     """
     B, L, Z = eps.shape
     mu, logvar, *context = (_repeated(tensor, L) for tensor in posterior)
@@ -160,7 +166,8 @@ def samples(
     if network.flow is not None:
         z, logdet = network.flow.forward(z, *context)
         log_q = log_q - logdet
-    nll = network.likelihood.nll(network.decode(z), np.repeat(x, L, axis=0))
+    x, mask = (None if a is None else np.repeat(a, L, axis=0) for a in (x, mask))
+    nll = network.likelihood.nll(network.decode(z), x, mask)
     log_ratio = log_q - network.prior.log_prob(z)
     return Samples(ops.reshape(nll, (B, L)), ops.reshape(log_ratio, (B, L)))
 
@@ -183,15 +190,16 @@ def sampled_elbo(
     beta: float = 1.0,
     closed: bool = True,
     batch: int | None = None,
+    mask: Any = None,
 ) -> Terms:
     """The ELBO for any prior and flow, with L samples a row, as a loss: its negative batch mean.
 
     1/L sum_l log p(x | z_l) - beta KL,   KL = 1/L sum_l log q(z_l | x) - log p(z_l)
                                                Kingma and Welling 2014, equations 6 and 7
     closed: take the KL in closed form where there is one: a Gaussian prior, and no flow.
-    network, posterior, eps: as in samples(); batch: rows of the whole batch, if x is a part.
+    network, posterior, eps, mask: as in samples(); batch: rows of the whole batch, if x is a part.
     """
-    found = samples(network, x, posterior, eps)
+    found = samples(network, x, posterior, eps, mask=mask)
     nll, kl = ops.mean(found.nll, axis=1), None
     if closed and network.flow is None:
         kl = network.prior.kl(*posterior)
@@ -211,6 +219,7 @@ def iwae(
     gradient: str = "iwae",
     beta: float = 1.0,
     batch: int | None = None,
+    mask: Any = None,
 ) -> Terms:
     """The importance-weighted bound with K samples a row, as a loss: its negative batch mean.
 
@@ -219,7 +228,8 @@ def iwae(
         iwae  of the bound itself                                          equation 13
         stl   without the score of q, biased for K > 1     Roeder, Wu and Duvenaud 2017, section 4
         dreg  sum_k w~_k^2 dlog w_k/dz dz/dphi, unbiased            Tucker et al. 2019, equation 8
-    eps: (B, K, Z).  beta: factor of log q - log p(z); the bound has 1.
+    eps: (B, K, Z).  beta: factor of log q - log p(z); the bound has 1.  mask: like x, 1 where it is
+    observed; then this is MIWAE, Mattei and Frellsen 2019.
     Terms: nll and kl are means over the samples, so that -(nll + kl) is an ELBO, below the bound.
     Raises ValueError for an unknown gradient.
     """
@@ -227,7 +237,8 @@ def iwae(
         raise unknown("gradient", gradient, GRADIENTS)
     B, K, _ = eps.shape
     rate = np.ones_like(eps, shape=(B * K, 1)) if gradient == "dreg" else None
-    nll, log_ratio = samples(network, x, posterior, eps, still=gradient != "iwae", rate=rate)
+    still = gradient != "iwae"
+    nll, log_ratio = samples(network, x, posterior, eps, still=still, rate=rate, mask=mask)
     bound = ops.log_mean_exp(-nll - beta * log_ratio)
     if rate is not None:
         rate[:] = bound.saved.weights.reshape(B * K, 1)

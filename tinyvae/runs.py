@@ -297,6 +297,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "kl_schedule": _number_or_text,
     "learning_rate": _number_or_text,
     "binarize": lambda text: None if text == "none" else text,
+    "corruption": lambda text: None if text == "none" else text,
 }
 
 
@@ -308,11 +309,14 @@ def _spell(value: Any) -> str:
 
 
 # --------------------------------------------------------------------------------------- the data
-def load_data(config: Config, progress: Callable[[int, int, str], None] | None) -> data.Dataset:
-    """The data of a run; progress as in data.load."""
+def load_data(
+    config: Config, progress: Callable[[int, int, str], None] | None, *, missing: bool = False
+) -> data.Dataset:
+    """The data of a run; progress and missing as in data.load."""
     return data.load(
         config.source, data_dir=config.data_dir, array=config.array,
         validation=config.validation, progress=progress,
+        missing=missing or config.options.get("missing", False),
     )  # fmt: skip
 
 
@@ -321,9 +325,12 @@ def check_data(dataset: data.Dataset, config: Config) -> None:
     check_labels(dataset.train_labels, VAE(**config.options), config.source)
     options, hint = config.options, "scale the values to [0, 1], or use --likelihood gaussian"
     likelihood = likelihoods.resolve(options["likelihood"], options["variance"])
+    missing = options.get("missing", False)  # older runs do not say
     for split in SPLITS:
         rows, name = getattr(dataset, split), f"{config.source} ({split} rows)"
-        data.check_finite(rows, name)
+        data.check_finite(rows, name, missing=missing)
+        if missing and rows.dtype.kind == "f":
+            rows = np.where(np.isnan(rows), likelihood.filler, rows)
         if likelihood.limits == (0, 1) and rows.dtype != np.uint8:
             data.check_range(rows, 0, 1, name, hint)
         if options["binarize"] is None:
@@ -335,7 +342,8 @@ def default_bits(x: np.ndarray, config: Config) -> str | None:
     images = x.ndim == 4 or config.options["image_shape"]
     if config.options["likelihood"] != "bernoulli" or not images:
         return None
-    grey = data.first_bad(x, lambda part: (part == 0) | (part == _top(x)), "data")
+    bits = lambda part: (part == 0) | (part == _top(x)) | np.isnan(part)  # noqa: E731
+    grey = data.first_bad(x, bits, "data")
     return "dynamic" if grey else None
 
 
@@ -352,9 +360,11 @@ def rows_for(
     data_dir: Path | None = None,
     array: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    missing: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The rows of a data set, or of the run's own, and their labels if the model uses any.
 
+    missing: NaN may stand in them, whatever the model was trained on.
     Raises ValueError if the model takes others.
     """
     if split not in (*SPLITS, "all"):
@@ -367,7 +377,8 @@ def rows_for(
         config = Config(source, {})
     config.data_dir = config.data_dir if data_dir is None else absolute(data_dir)
     config.array = array or config.array
-    dataset, model = load_data(config, progress), opened.model
+    model, missing = opened.model, missing or opened.model.missing
+    dataset = load_data(config, progress, missing=missing)
     rows, labels = dataset.part(split)
     if len(rows) == 0:
         raise ValueError(f"{config.source} has no {split} rows")
@@ -375,7 +386,7 @@ def rows_for(
         came, expected = (" x ".join(map(str, s)) for s in (rows.shape[1:], model.row_shape_))
         raise ValueError(f"{config.source} has rows of {came} ({rows[0].size} features), but the "
                          f"model was trained on {expected} ({model.n_features_in_})")  # fmt: skip
-    data.check_finite(rows, f"{config.source} ({split} rows)")
+    data.check_finite(rows, f"{config.source} ({split} rows)", missing=missing)
     if not model.uses_labels:
         return rows, None
     check_labels(labels, model, config.source)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import checkpoint, flows, likelihoods, models, priors, schedules, spelling
+from . import checkpoint, corruptions, flows, likelihoods, models, priors, schedules, spelling
 from .labels import Labels
 from .train import Progress, Run
 
@@ -57,7 +57,7 @@ def restore(model: Any, arrays: dict[str, np.ndarray], description: dict[str, An
     model.data_shape_ = tuple(description["data_shape"])
     model.n_features_in_ = math.prod(model.data_shape_)
     model.scale_ = description["scale"]
-    classes, columns = description["classes"], description.get("condition", 0)
+    classes, columns = description.get("classes"), description.get("condition", 0)
     used = classes is not None or columns
     model._learn(Labels(classes and np.array(classes), columns) if used else None)
     model.progress_ = Progress.from_dict(description["progress"])
@@ -79,7 +79,8 @@ def resume(path: str | Path, model: Any, X: np.ndarray, y: np.ndarray | None = N
     if "fingerprint" not in description:
         raise ValueError(f"{path} is a finished model, not a checkpoint to resume")
     model.likelihood_ = likelihoods.resolve(model.likelihood, model.variance)
-    now, then = plain_parameters(model), description["parameters"]
+    # what an older file does not know had the value that is still the default
+    now, then = plain_parameters(model), type(model)().get_params() | description["parameters"]
     for name in now:
         if name not in ("epochs", "patience") and now[name] != then.get(name):
             raise ValueError(
@@ -107,6 +108,8 @@ def plain_parameters(model: Any) -> dict[str, Any]:
     for name, kinds in (("model", models.KINDS), ("prior", priors.KINDS), ("flow", flows.KINDS)):
         if not isinstance(parameters[name], (str, type(None))):
             parameters[name] = spelling.spell(parameters[name], kinds)
+    if not isinstance(parameters["corruption"], (str, type(None))):
+        parameters["corruption"] = spelling.spell(parameters["corruption"], corruptions.KINDS)
     text, variance = likelihoods.spell(model.likelihood_, parameters["variance"])
     parameters |= {"likelihood": text, "variance": variance}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in parameters.items()}

@@ -185,7 +185,7 @@ class Step:
         key: tuple
         if isinstance(source, Gather):
             key = (source.shape, id(source.rows))
-        elif isinstance(source.x, np.ndarray) and source.y is None and source.mask is None:
+        elif isinstance(source.x, np.ndarray) and source.plain:
             key = (source.x.shape, source.x.dtype, source.total)
         else:
             return None

@@ -150,7 +150,9 @@ class Spec:
     """A kind of model as an argument: `model="vq:64"` is VQ(codes=64).
 
     takes: what it can be combined with, of "prior", "flow", "free_bits", "own" (networks of the
-    user's).  labels: "ignored", "needed", or "optional": some may be unknown at fit, all later.
+    user's), "missing" (its nll heeds the batch's mask), "corruption" (its encoder sees
+    `batch.seen`).  labels: "ignored", "needed", or "optional": some may be unknown at fit, all
+    later.
     """
 
     name: ClassVar[str]
@@ -164,14 +166,17 @@ class Spec:
     def check(self, **given: Any) -> None:
         """Raise ValueError, with the reason, for what does not go with this kind.
 
-        given: prior, flow (specifications or None), free_bits, own, likelihood, as in Parts.
+        given: prior, flow (specifications or None), free_bits, own, likelihood, as in Parts;
+        missing, whether values may be; corruption, or None.
         """
-        words = {"own": "an encoder and a decoder of one's own"}
+        words = {"own": "an encoder and a decoder of one's own", "missing": "missing values"}
         asked = {
             "prior": given["prior"] != STANDARD,
             "flow": given["flow"] is not None,
             "free_bits": bool(given["free_bits"]),
             "own": given["own"] is not None,
+            "missing": given.get("missing", False),
+            "corruption": given.get("corruption") is not None,
         }
         for name in asked:
             if asked[name] and name not in self.takes:

@@ -57,14 +57,14 @@ class VAENetwork(Model):
         """The negative ELBO."""
         return objectives.elbo(
             self, batch.x, draw.normal(self.latent_dim), likelihood=self.likelihood, beta=beta,
-            free_bits=self.free_bits, batch=rows, y=batch.y,
+            free_bits=self.free_bits, batch=rows, y=batch.y, mask=batch.mask, seen=batch.seen,
         )  # fmt: skip
 
     def evaluation(self, batch: Batch, draw: Draw, posterior: Any = None) -> Terms:
         """The ELBO without weights: its terms from their own kernels, for no gradient is wanted."""
         mu, logvar = posterior or self.posterior(batch)
         z = ops.reparameterize(mu, logvar, draw.normal(self.latent_dim))
-        nll = self.likelihood.nll(self.decode(z, batch.y), batch.x)
+        nll = self.likelihood.nll(self.decode(z, batch.y), batch.x, batch.mask)
         kl = ops.gaussian_kl(mu, logvar)
         return Terms(nll + kl, nll.data, kl.data, -(nll + kl).data)
 
@@ -74,7 +74,7 @@ class VAENetwork(Model):
         eps = draw.normal(self.latent_dim)
         z = mu + np.exp(logvar / 2) * eps
         log_ratio = 0.5 * (eps**2 + logvar - z**2).sum(axis=1, dtype=np.float64)
-        return log_ratio - self.likelihood.nll(self.decode(z, batch.y), batch.x).data
+        return log_ratio - self.likelihood.nll(self.decode(z, batch.y), batch.x, batch.mask).data
 
 
 class SampledVAE(VAENetwork):
@@ -109,24 +109,28 @@ class SampledVAE(VAENetwork):
 
     def posterior(self, batch: Batch) -> Any:
         """mu, logvar, and the flow's context."""
-        return self.base(batch.x)
+        return self.base(batch.seen)
 
     def loss(self, batch: Batch, draw: Draw, *, beta: float, rows: int) -> Terms:
         """The negative ELBO."""
         eps = draw.normal(self.samples, self.latent_dim)
         return objectives.sampled_elbo(
-            self, batch.x, self.posterior(batch), eps, beta=beta, closed=self.closed, batch=rows
-        )
+            self, batch.x, self.posterior(batch), eps, beta=beta, closed=self.closed, batch=rows,
+            mask=batch.mask,
+        )  # fmt: skip
 
     def evaluation(self, batch: Batch, draw: Draw, posterior: Any = None) -> Terms:
         """The ELBO with one sample a row."""
         posterior, eps = posterior or self.posterior(batch), draw.normal(1, self.latent_dim)
-        return objectives.sampled_elbo(self, batch.x, posterior, eps, closed=self.closed)
+        return objectives.sampled_elbo(
+            self, batch.x, posterior, eps, closed=self.closed, mask=batch.mask
+        )
 
     def log_weights(self, batch: Batch, draw: Draw, posterior: Any = None) -> Any:
         """log p(x | z) + log p(z) - log q(z | x)."""
         eps = draw.normal(1, self.latent_dim)
-        found = objectives.samples(self, batch.x, posterior or self.posterior(batch), eps)
+        posterior = posterior or self.posterior(batch)
+        found = objectives.samples(self, batch.x, posterior, eps, mask=batch.mask)
         return -(found.nll.data + found.log_ratio.data)[:, 0]
 
 
@@ -141,8 +145,9 @@ class IWAENetwork(SampledVAE):
         """The negative bound."""
         eps = draw.normal(self.samples, self.latent_dim)
         return objectives.iwae(
-            self, batch.x, self.posterior(batch), eps, gradient=self.gradient, beta=beta, batch=rows
-        )
+            self, batch.x, self.posterior(batch), eps, gradient=self.gradient, beta=beta,
+            batch=rows, mask=batch.mask,
+        )  # fmt: skip
 
 
 def _check_samples(samples: Any) -> None:
@@ -180,6 +185,7 @@ class VAE(Spec):
     """
 
     name: ClassVar[str] = "vae"
+    takes: ClassVar[frozenset[str]] = Spec.takes | {"missing", "corruption"}
     samples: int = 1
     kl: str = "closed"
 
@@ -224,7 +230,7 @@ class IWAE(Spec):
     """
 
     name: ClassVar[str] = "iwae"
-    takes: ClassVar[frozenset[str]] = frozenset({"prior", "flow", "own"})
+    takes: ClassVar[frozenset[str]] = VAE.takes - {"free_bits"}
     samples: int = 50
     gradient: str = "iwae"
 

@@ -25,6 +25,8 @@ class Stream(IntEnum):
     SAMPLE = 4  # z from the prior
     OBSERVE = 5  # x from p(x | z)
     EVALUATE_BITS = 6  # dynamic binarization of an evaluation
+    CORRUPT = 7  # damage to a training batch
+    IMPUTE = 8  # z while missing values are filled in
 
 
 STREAMS = 16  # of each call of a Draw: room for the uses above
