@@ -38,6 +38,25 @@ def test_product(first, second, dtype, rng):
         np.testing.assert_allclose(total, start + a @ b, **tolerance)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_few_rows_times_a_large_transposed_matrix(dtype, rng):
+    """Computed transposed: BLAS packs the large matrix faster that way round."""
+    a, b = (
+        rng.standard_normal((17, 300)).astype(dtype),
+        rng.standard_normal((150, 300)).astype(dtype),
+    )
+    out, program = np.full((17, 150), np.nan, dtype), Program()
+    with program.record():
+        product(a, b.T, out)
+    assert [kernel.__name__ for kernel, _ in program.calls] == ["product", "_transpose_numba"]
+    program.compile()
+    np.testing.assert_allclose(out, a @ b.T, rtol=1e-4, atol=1e-4)
+    expected = out.copy()
+    out[:] = np.nan
+    program()
+    np.testing.assert_array_equal(out, expected)
+
+
 def test_product_on_a_gpu(rng):
     a, b = rng.standard_normal((3, 4)), rng.standard_normal((4, 5))
     with simt.device() as gpu:
