@@ -25,7 +25,7 @@ def play(n, seed):
 frames, actions = play(3000, seed=0)
 new, new_actions = play(200, seed=1)
 vae = tv.VAE(
-    8, model="world:actions=3:units=128:joint=true", hidden=(128,), epochs=25, batch_size=32,
+    8, model="world:units=128:joint=true", hidden=(128,), epochs=25, batch_size=32,
     learning_rate=2e-3, random_state=0,
 )  # fmt: skip
 vae.fit(frames, actions)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tinyvae as tv
-from tinyvae import Tensor, devices, gradcheck
+from tinyvae import Tensor, devices, flows, gradcheck, priors
 from tinyvae.batches import Batch
 from tinyvae.likelihoods import Bernoulli, Gaussian, Tokens
 from tinyvae.models import Parts
@@ -19,9 +19,9 @@ B, T, Z, S = 3, 5, 2, 3
 DECODERS = ["gru", "transformer"]
 
 
-def sequence(decoder="gru", *, shape=(T,), likelihood=None, free_bits=0.0, **options):
+def sequence(decoder="gru", *, shape=(T,), likelihood=None, more=None, **options):
     parts = Parts(
-        shape, Z, likelihood or Tokens(S), hidden=(6,), free_bits=free_bits,
+        shape, Z, likelihood or Tokens(S), hidden=(6,), **more or {},
         rng=np.random.default_rng(0), dtype=np.float64,
     )  # fmt: skip
     return Sequence(decoder, heads=2, layers=1, **options).build(parts)
@@ -46,7 +46,12 @@ def all_sequences(steps, symbols):
 
 def nll(model, z, x, mask=None):
     """-log p(x | z) of each row with the true steps given, (B,)."""
-    return model._nll(Tensor(z), Batch(x, mask=mask)).data
+    return told_nll(model, z, Batch(x, mask=mask)).data
+
+
+def told_nll(model, z, batch):
+    told = model._told(batch)
+    return told.likelihood.nll(told.decode(Tensor(z)), told.x)
 
 
 CASES = {
@@ -73,11 +78,45 @@ def batch_of(name, rng):
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_of_the_whole_loss(name, decoder, rng):
     likelihood, shape = CASES[name]
-    model = sequence(decoder, likelihood=likelihood, shape=shape, dropout=0.4, free_bits=0.01)
+    model = sequence(
+        decoder, likelihood=likelihood, shape=shape, dropout=0.4, more={"free_bits": 0.01}
+    )
     batch = batch_of(name, rng)
     gradcheck(
         lambda *_: model.loss(batch, draw(), beta=0.7, rows=B).loss, *model.parameters(), rtol=1e-6
     )
+
+
+PARTS = {
+    "mixture": {"prior": priors.Mixture(3)},
+    "flow": {"flow": flows.Planar(2)},
+    "both": {"prior": priors.Gaussian(), "flow": flows.Coupling(2)},
+}
+
+
+@pytest.mark.parametrize("more", PARTS.values(), ids=PARTS)
+def test_gradients_with_any_prior_and_flow(more, rng):
+    model, batch = sequence(dropout=0.4, more=more), batch_of("tokens", rng)
+    gradcheck(
+        lambda *_: model.loss(batch, draw(), beta=0.7, rows=B).loss, *model.parameters(), rtol=1e-6
+    )
+
+
+def test_gradients_with_pseudo_inputs(rng):
+    likelihood, shape = CASES["bits"]
+    model = sequence(likelihood=likelihood, shape=shape, more={"prior": priors.Vamp(2)})
+    batch = batch_of("bits", rng)
+    gradcheck(
+        lambda *_: model.loss(batch, draw(), beta=0.7, rows=B).loss, *model.parameters(), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("more", PARTS.values(), ids=PARTS)
+def test_the_bound_is_the_mean_of_the_weights_with_any_prior_and_flow(more, rng):
+    """One sample of each: the same noise, and the KL sampled too."""
+    model, batch = sequence(more=more), batch_of("tokens", rng)
+    terms = model.evaluation(batch, draw())
+    np.testing.assert_allclose(terms.elbo, model.log_weights(batch, draw()), rtol=1e-10)
 
 
 def test_the_parts_of_a_batch_add_up(rng):
@@ -145,7 +184,7 @@ def test_a_padded_batch_of_tokens_equals_one_by_one(decoder, rng):
     lengths = [5, 2, 0]
     x, z = rows_of_length(rng, lengths), rng.normal(size=(B, Z))
     model = sequence(decoder)
-    model._nll(Tensor(z), Batch(x)).backward(np.ones(B))
+    told_nll(model, z, Batch(x)).backward(np.ones(B))
     expected = {name: tensor.grad for name, tensor in model.named_parameters()}
     together, codes = nll(model, z, x), model.encode(x)[0].data
     found = dict.fromkeys(expected, 0.0)
@@ -156,7 +195,7 @@ def test_a_padded_batch_of_tokens_equals_one_by_one(decoder, rng):
                  for n, a in model.state_dict().items()}  # fmt: skip
         short.load_state_dict(state)
         row = Batch(x[i : i + 1, :steps])
-        alone = short._nll(Tensor(z[i : i + 1]), row)
+        alone = told_nll(short, z[i : i + 1], row)
         alone.backward(np.ones(1))
         assert alone.data[0] == pytest.approx(together[i], rel=1e-12)
         np.testing.assert_allclose(short.encode(row.x)[0].data[0], codes[i], rtol=1e-12)
@@ -302,6 +341,14 @@ def test_bad_arguments_are_refused():
     for other in ({"hidden": ()}, {"hidden": (9, 5)}, {"architecture": "conv"}):
         with pytest.raises(ValueError, match="has networks of its own: one size of hidden units"):
             Sequence().build(Parts((T,), Z, Tokens(S), **other))
+    with pytest.raises(ValueError, match="prior='vamp' learns inputs, which tokens cannot be"):
+        tv.VAE(2, model="sequence", likelihood="tokens:3", prior="vamp:5").fit(grammar(10, 0))
+    with pytest.raises(ValueError, match="free_bits needs the closed-form KL"):
+        tv.VAE(2, model="sequence", likelihood="tokens:3", prior="mixture:5", free_bits=0.1).fit(
+            grammar(10, 0)
+        )
+    with pytest.raises(ValueError, match="does not take an encoder and a decoder of one's own"):
+        tv.VAE(2, model="sequence", encoder=len, decoder=len).fit(grammar(10, 0))
     with pytest.raises(ValueError, match="6 features cannot be shared by 4 heads"):
         Sequence("transformer").build(Parts((T,), Z, Tokens(S), hidden=(6,)))
 

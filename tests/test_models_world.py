@@ -21,9 +21,9 @@ B, T, SIZE, Z, A = 3, 4, 5, 2, 3
 def world(*, likelihood=None, shape=(T, SIZE, SIZE), latent_dim=Z, **options):
     parts = Parts(
         shape, latent_dim, likelihood or Bernoulli(), hidden=(6,), activation="tanh",
-        rng=np.random.default_rng(0), dtype=np.float64,
+        condition=shape[0] * A, rng=np.random.default_rng(0), dtype=np.float64,
     )  # fmt: skip
-    return World(actions=A, units=5, components=2, **options).build(parts)
+    return World(units=5, components=2, **options).build(parts)
 
 
 def batch_of(rng, steps=T):
@@ -200,6 +200,10 @@ def test_bad_arguments_are_refused(rng):
         model.dream(batch.x[:, :0], draw())
     with pytest.raises(ValueError, match=r"needs episodes .* got rows of shape \(8,\)"):
         world(shape=(8,))
+    with pytest.raises(ValueError, match=r"actions of 4 steps, floats \(N, T A\), got 7 numbers"):
+        World().build(Parts((T, SIZE, SIZE), Z, Bernoulli(), condition=7))
+    with pytest.raises(ValueError, match="got 4 numbers a row"):
+        World().build(Parts((T, SIZE, SIZE), Z, Bernoulli(), condition=4, classes=4))
     with pytest.raises(ValueError, match="components must be >= 1, got 0"):
         World(components=0)
 
@@ -215,7 +219,7 @@ def test_forecasts_beat_the_last_frame(joint, tmp_path):
     """On episodes that training has not seen; and the actions matter."""
     (x, y), (new, actions) = played(600, 0), played(100, 1)
     vae = tv.VAE(
-        6, model=f"world:3:48:3:{joint}", hidden=(64,), epochs=10, batch_size=20,
+        6, model=f"world:48:3:{joint}", hidden=(64,), epochs=10, batch_size=20,
         learning_rate=3e-3, random_state=0,
     )  # fmt: skip
     vae.fit(x, y)

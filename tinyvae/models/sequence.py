@@ -6,7 +6,7 @@
 A sequence is a row (T,) of symbols, with the likelihood "tokens", which ends a shorter one by -1;
 or a row (T, ...) of values, such as the lines of an image, with any other likelihood.
 Training feeds the decoder the true steps (teacher forcing), some of them hidden (word dropout), so
-that it has to ask z.  Sizes: B batch, T steps, C values a step, E features, H units, Z latent.
+that it has to ask z.  Sizes: B batch, T steps, C values a step, E features, U units, Z latent.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .. import objectives, ops
+from .. import objectives, ops, priors
 from .._text import unknown
 from ..batches import Batch
-from ..likelihoods import Tokens
+from ..likelihoods import Likelihood, Tokens
 from ..nn import GRU, Embedding, LayerNorm, Linear, Module, TransformerBlock, word_dropout
 from ..objectives import Terms
 from ..ops.noise import Draw
-from ..priors import StandardNormal
+from ..priors import Prior, StandardNormal
 from ..tensor import Tensor
+from . import vae
 from .base import Model, Parts, Spec
+from .networks import GaussianEncoder
 
 DECODERS = ("gru", "transformer")
 
@@ -79,13 +81,13 @@ class Values(Module):
     def __init__(self, features: int):
         self.features = features
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: Any) -> Tensor:
         """x (B, T, ...) -> (B, T, C)."""
-        return x.reshape(*x.shape[:2], self.features)
+        return ops.reshape(x, (*x.shape[:2], self.features))
 
     def before(self, x: Any, u: Any = None, rate: float = 0.0) -> Any:
         """What the decoder sees at each step: the step before, or zeros; (B, T, C)."""
-        x = self(x)
+        x = x.reshape(*x.shape[:2], self.features)
         if u is not None:
             x = word_dropout(x, u, rate=rate)
         return np.concatenate([np.zeros_like(x[:, :1]), x[:, :-1]], axis=1)
@@ -96,7 +98,7 @@ class Values(Module):
 
     def counted(self, x: Any, mask: Any) -> Any:
         """The steps of which anything was observed, (B, T), or None for all."""
-        return None if mask is None else self(mask).any(axis=2)
+        return None if mask is None else self(mask).data.any(axis=2)
 
 
 # --------------------------------------------------------------------------------------- decoders
@@ -159,49 +161,97 @@ class TransformerDecoder(Module):
 
 
 # ------------------------------------------------------------------------------------- the model
+class LastState(Module):
+    """The state of a GRU after all steps that count: not those masked, nor those behind an end."""
+
+    def __init__(self, steps: Any, hidden: int, **options: Any):
+        self.steps, self.gru = steps, GRU(steps.features, hidden, **options)
+
+    def __call__(self, x: Any, mask: Any = None) -> Tensor:
+        """x (B, T, ...), mask like x -> (B, U)."""
+        return self.gru(self.steps(x), self.steps.counted(x, mask))[:, -1]
+
+
+@dataclass(frozen=True)
+class Told:
+    """A model to whom the steps of a batch are told, as `objectives` want one: z is all it needs.
+
+    x: the steps, filled where nothing was observed; posterior: mu, logvar and a flow's context.
+    """
+
+    x: Any
+    posterior: tuple
+    prior: Prior
+    flow: Any
+    likelihood: Any
+    decode: Callable[[Any], Tensor]
+
+    def encode(self, x: Any) -> tuple:
+        """mu, logvar."""
+        return self.posterior[:2]
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A likelihood that knows which values were observed."""
+
+    likelihood: Likelihood
+    mask: Any
+
+    def nll(self, output: Any, x: Any) -> Tensor:
+        """-log p of the observed values, (B,) nats."""
+        return self.likelihood.nll(output, x, self.mask)
+
+    def loss(self, *arrays: Any, **weights: Any) -> Tensor:
+        """The negative ELBO, a single number."""
+        return self.likelihood.loss(*arrays, mask=self.mask, **weights)
+
+
 class SequenceVAE(Model):
     """A GRU that reads, and a decoder that writes.  A code (B, Z) stands for a whole sequence."""
 
     def __init__(self, steps: Any, decoder: Any, parts: Parts, *, dropout: float):
         options = {"rng": parts.rng, "dtype": parts.dtype}
-        hidden, Z = parts.hidden[0], parts.latent_dim
+        (hidden,), self.latent_dim = parts.hidden, parts.latent_dim
         self.steps, self.decoder, self.dropout = steps, decoder, dropout
-        self.reader = GRU(steps.features, hidden, **options)
-        self.mu, self.logvar = (Linear(hidden, Z, **options) for _ in range(2))
+        reader = LastState(steps, hidden, **options)
+        self.encoder = GaussianEncoder(reader, hidden, self.latent_dim, **options)
         self.head = parts.likelihood.head(parts.dtype)
-        self.shape, self.latent_dim = parts.shape, Z
-        self.likelihood, self.prior = parts.likelihood, StandardNormal(Z)
-        self.free_bits = parts.free_bits
+        self.shape, self.likelihood, self.free_bits = parts.shape, parts.likelihood, parts.free_bits
+        self.prior, self.flow = parts.build_prior(self.encoder), None
+        if parts.flow is not None:
+            self.flow = parts.flow.build(self.latent_dim, hidden, parts.rng, parts.dtype)
+        self.gaussian = isinstance(self.prior, StandardNormal) and self.flow is None
 
     # ------------------------------------------------------------------------- the objective
     def loss(self, batch: Batch, draw: Draw, *, beta: float, rows: int) -> Terms:
         """The negative ELBO, with word dropout."""
-        x, (mu, logvar) = self._filled(batch), self.posterior(batch)
-        z = ops.reparameterize(mu, logvar, draw.normal(self.latent_dim))
-        u = draw.uniform(self.shape[0]) if self.dropout else None
-        loss = self.likelihood.loss(
-            self.score(z, x, u), x, mu, logvar, mask=batch.mask, beta=beta,
-            free_bits=self.free_bits, batch=rows,
-        )  # fmt: skip
-        return Terms(loss, loss.saved.nll, loss.saved.kl, loss.saved.elbo)
+        eps = draw.normal(1, self.latent_dim)
+        told = self._told(batch, u=draw.uniform(self.shape[0]) if self.dropout else None)
+        if self.gaussian:
+            return objectives.elbo(
+                told, told.x, eps[:, 0], likelihood=told.likelihood, beta=beta,
+                free_bits=self.free_bits, batch=rows,
+            )  # fmt: skip
+        return objectives.sampled_elbo(told, told.x, told.posterior, eps, beta=beta, batch=rows)
 
     def evaluation(self, batch: Batch, draw: Draw, posterior: Any = None) -> Terms:
         """The ELBO, without word dropout."""
-        mu, logvar = posterior or self.posterior(batch)
-        z = ops.reparameterize(mu, logvar, draw.normal(self.latent_dim))
-        nll, kl = self._nll(z, batch), ops.gaussian_kl(mu, logvar)
-        return Terms(nll + kl, nll.data, kl.data, -(nll + kl).data)
+        told = self._told(batch, posterior)
+        eps = draw.normal(1, self.latent_dim)
+        return objectives.sampled_elbo(told, told.x, told.posterior, eps)
 
     def log_weights(self, batch: Batch, draw: Draw, posterior: Any = None) -> Any:
         """log p(x | z) + log p(z) - log q(z | x)."""
-        mu, logvar = posterior or self.posterior(batch)
-        z = ops.reparameterize(mu, logvar, draw.normal(self.latent_dim))
-        log_q = objectives.gaussian_log_prob(z, mu, logvar)
-        return (self.prior.log_prob(z) - log_q - self._nll(z, batch)).data
+        told = self._told(batch, posterior)
+        found = objectives.samples(told, told.x, told.posterior, draw.normal(1, self.latent_dim))
+        return -(found.nll.data + found.log_ratio.data)[:, 0]
 
-    def _nll(self, z: Any, batch: Batch) -> Tensor:
-        x = self._filled(batch)
-        return self.likelihood.nll(self.score(z, x), x, batch.mask)
+    def _told(self, batch: Batch, posterior: Any = None, u: Any = None) -> Told:
+        """u: (B, T) uniform noise for the word dropout, or None for none."""
+        x, likelihood = self._filled(batch), Masked(self.likelihood, batch.mask)
+        posterior = posterior or self.posterior(batch)
+        return Told(x, posterior, self.prior, self.flow, likelihood, lambda z: self.score(z, x, u))
 
     def _filled(self, batch: Batch) -> Any:
         """x with what word dropout shows where nothing was observed: it may be NaN there."""
@@ -210,10 +260,7 @@ class SequenceVAE(Model):
         return np.where(batch.mask != 0, batch.x, batch.x.dtype.type(self.steps.hidden))
 
     def score(self, z: Any, x: Any, u: Any = None) -> Tensor:
-        """Raw parameters of p(x_t | x_<t, z) at the steps of x itself, laid out like x.
-
-        u: (B, T) uniform noise for the word dropout, or None for none.
-        """
+        """Raw parameters of p(x_t | x_<t, z) at the true steps x, laid out like x; u: noise."""
         return self._laid_out(self.decoder.outputs(z, self.steps.before(x, u, self.dropout)))
 
     def _laid_out(self, raw: Any) -> Tensor:
@@ -226,14 +273,14 @@ class SequenceVAE(Model):
 
     # ----------------------------------------------------------------------- what can be asked
     def encode(self, x: Any, y: Any = None) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(z | x), each (B, Z)."""
-        return self.posterior(Batch(x))
+        """Mean and log-variance of q(z | x), each (B, Z); with a flow, where it takes the mean."""
+        mu, logvar, *context = self.posterior(Batch(x))
+        return (self.flow.forward(mu, *context)[0] if self.flow else mu), logvar
 
-    def posterior(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Likewise; the reader passes over steps that are masked, or lie behind the end."""
-        x = self._filled(batch)
-        state = self.reader(self.steps(x), self.steps.counted(x, batch.mask))[:, -1]
-        return self.mu(state), self.logvar(state)
+    def posterior(self, batch: Batch) -> tuple:
+        """mu and logvar, and with a flow its context, the reader's state."""
+        state = self.encoder.body(self._filled(batch), batch.mask)
+        return *self.encoder.heads(state), *([state] if self.flow else [])
 
     def decode(self, z: Any, y: Any = None) -> Tensor:
         """Raw parameters at each step, after the most likely (or mean) steps before it."""
@@ -273,7 +320,7 @@ class Sequence(Spec):
     """
 
     name: ClassVar[str] = "sequence"
-    takes: ClassVar[frozenset[str]] = frozenset({"free_bits"})
+    takes: ClassVar[frozenset[str]] = frozenset({"prior", "flow", "free_bits"})
     decoder: str = "gru"
     dropout: float = 0.0
     heads: int = 4
@@ -284,6 +331,15 @@ class Sequence(Spec):
             raise unknown("decoder", self.decoder, DECODERS)
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"dropout must be in [0, 1], got {self.dropout}")
+
+    def check(self, **given: Any) -> None:
+        """As the plain VAE's; symbols are no numbers, and there are no pseudo-inputs of them."""
+        super().check(**given)
+        vae.VAE().check(**given)
+        if isinstance(given["likelihood"], Tokens) and isinstance(given["prior"], priors.Vamp):
+            raise ValueError(
+                "prior='vamp' learns inputs, which tokens cannot be: they are no numbers"
+            )
 
     def build(self, parts: Parts) -> SequenceVAE:
         """The model, with first weights."""

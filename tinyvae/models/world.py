@@ -208,29 +208,34 @@ class WorldModel(Model):
 class World(Spec):
     """A VAE of frames and a memory that foresees the next latent.  Rows: episodes (T, H, W).
 
-    actions: A, numbers that an action has; y (N, T A) holds them.  units: of the GRU.
-    components: of the mixture.  joint: train vision and memory on one bound.
+    y, if there is one, holds the actions of all steps: (N, T A).  units: of the GRU; components: of
+    the mixture; joint: train vision and memory on one bound.
     """
 
     name: ClassVar[str] = "world"
-    takes: ClassVar[frozenset[str]] = frozenset({"own"})
+    takes: ClassVar[frozenset[str]] = frozenset()
     labels: ClassVar[str] = "optional"
-    actions: int = 0
     units: int = 128
     components: int = 5
     joint: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("actions", 0), ("units", 1), ("components", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        for name in ("units", "components"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
 
     def build(self, parts: Parts) -> WorldModel:
         """The model, with first weights."""
         if len(parts.shape) != 3:
             raise ValueError("model='world' needs episodes of grey frames (N, T, H, W), got rows "
                              f"of shape {parts.shape}")  # fmt: skip
+        actions, rest = divmod(parts.condition, parts.shape[0])
+        if parts.classes or rest:
+            raise ValueError(
+                f"y must hold the actions of {parts.shape[0]} steps, floats (N, T A), got "
+                f"{parts.condition} numbers a row"
+            )
         encoder, decoder = replace(parts, shape=(*parts.shape[1:], 1)).networks()
         options = {"rng": parts.rng, "dtype": parts.dtype}
-        memory = Memory(parts.latent_dim, self.actions, self.units, self.components, **options)
+        memory = Memory(parts.latent_dim, actions, self.units, self.components, **options)
         return WorldModel(encoder, decoder, memory, parts, joint=self.joint)
