@@ -163,13 +163,17 @@ class Adam(_Optimizer):
     def _update(self, tensor: Tensor, i: int, scale: float) -> None:
         self.update(i, self._numbers)
 
-    def update(self, i: int, numbers: tuple) -> None:
-        """Update parameter i, with the step's numbers, or cells that hold them."""
+    def update(self, i: int, numbers: tuple, other: Any = None) -> None:
+        """Update parameter i, with the step's numbers, or cells that hold them.
+
+        other: a second share of its gradient, to be added.
+        """
         tensor = self.parameters[i]
         if self.groups:
             first = self._group[i] * NUMBERS
             numbers = numbers[first : first + NUMBERS]
-        adam_update(tensor.data, tensor.grad, self.state["m"][i], self.state["v"][i], numbers)
+        state = self.state["m"][i], self.state["v"][i]
+        adam_update(tensor.data, tensor.grad, *state, numbers, other=other)
 
 
 class SGD(_Optimizer):

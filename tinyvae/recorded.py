@@ -73,9 +73,10 @@ class RecordedStep:
         self.optimizer.steps += 1
         for cell, number in zip(self.numbers, self.optimizer.numbers(scale), strict=True):
             cell.set(number)
-        if not self.summed:
-            self._sum()
-        self._run(self.updates, self._update_group)
+        if self.summed or len(self.shares) == 1:
+            self._run(self.updates, self._update_group)
+        else:
+            self._run(self.sums_and_updates, self._sum_and_update_group)
 
     # ------------------------------------------------------------------------------------- inside
     def _take(self, source: Batch | Gather, step: int, kl_weight: float) -> None:
@@ -104,6 +105,7 @@ class RecordedStep:
         self.numbers = tuple(Cell(x.dtype) for _ in self.optimizer.numbers(1.0))
         self.sums: list[Program | None] = [None] * len(self.shards.groups)
         self.updates: list[Program | None] = [None] * len(self.shards.groups)
+        self.sums_and_updates: list[Program | None] = [None] * len(self.shards.groups)
 
     def _record_shard(self, network: Any, part: slice) -> tuple[Program, Terms, list]:
         program = Program()
@@ -162,11 +164,24 @@ class RecordedStep:
                 add(first[i], other[i], out=first[i])
 
     def _update_group(self, numbers: list[int]) -> None:
-        cells = self.state != REFUSED  # else plain numbers, as a step does
-        numbers_now = self.numbers if cells else tuple(c.memory[0] for c in self.numbers)
         for i in numbers:
             if self.shares[0][i] is not None:
-                self.optimizer.update(i, numbers_now)
+                self.optimizer.update(i, self._numbers_now())
+
+    def _sum_and_update_group(self, numbers: list[int]) -> None:
+        """The last share is added by the optimizer itself, in the same pass."""
+        first, *others, last = self.shares
+        for i in numbers:
+            if first[i] is not None:
+                for other in others:
+                    add(first[i], other[i], out=first[i])
+                self.optimizer.update(i, self._numbers_now(), other=last[i])
+
+    def _numbers_now(self) -> tuple:
+        """Adam's numbers, as cells; plain, as a step has them, if no program reads them."""
+        if self.state != REFUSED:
+            return self.numbers
+        return tuple(cell.memory[0] for cell in self.numbers)
 
     def _run(self, programs: list[Program | None], work: Callable[[list[int]], None]) -> None:
         """The program of each group of parameters; recorded while it works for the first time."""

@@ -51,6 +51,21 @@ def test_adam_is_its_formula(size, dtype, on, rng):
 @pytest.mark.parametrize("on", ON)
 @pytest.mark.parametrize("dtype", backends.DTYPES)
 @pytest.mark.parametrize("size", [0, 1, 31, 33, 257])
+def test_two_shares_of_a_gradient_are_their_sum(size, dtype, on, rng):
+    g, other = rng.normal(size=(2, size)).astype(dtype)
+    found = []
+    for gradients in ({"gradient": g, "other": other}, {"gradient": g + other}):
+        p, m, v = (np.ones(size, dtype) for _ in range(3))
+        with kernels.backend(on):
+            kernels.adam_update(p, m=m, v=v, step=3, scale=0.6, **gradients, **ADAM)
+        found.append((p, m, v))
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("on", ON)
+@pytest.mark.parametrize("dtype", backends.DTYPES)
+@pytest.mark.parametrize("size", [0, 1, 31, 33, 257])
 def test_sgd_is_its_formula(size, dtype, on, rng):
     arrays = [rng.normal(size=size), np.zeros(size)]
     p, velocity = (a.astype(dtype) for a in arrays)

@@ -36,7 +36,14 @@ def adam_numbers(
 
 
 def adam_update(
-    parameter: Any, gradient: Any, m: Any, v: Any, numbers: tuple | None = None, **options: Any
+    parameter: Any,
+    gradient: Any,
+    m: Any,
+    v: Any,
+    numbers: tuple | None = None,
+    *,
+    other: Any = None,
+    **options: Any,
 ) -> None:
     """Adam in place; with weight_decay, AdamW.
 
@@ -45,11 +52,18 @@ def adam_update(
                        Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019
     parameter, gradient, m, v: one shape, C-contiguous; overwritten: parameter, m, v.
     options: those of adam_numbers, step among them; or `numbers`, what that function returned.
+    other: a second share of the gradient, of another part of the batch, that is added on the way.
     Raises ValueError for differing shapes, step < 1, or arrays that are not contiguous.
     """
     flat = _flat(parameter=parameter, gradient=gradient, m=m, v=v)
     numbers = adam_numbers(**options) if numbers is None else numbers
-    constants = (scalar(number, parameter.dtype.type) for number in numbers)
+    constants = [scalar(number, parameter.dtype.type) for number in numbers]
+    if other is not None:
+        second = _flat(parameter=parameter, gradient=other)[1]
+        select(parameter, _adam_update_two_numpy, _adam_update_two_numba, _adam_update_two_cuda)(
+            flat[0], flat[1], second, *flat[2:], *constants
+        )
+        return
     select(parameter, _adam_update_numpy, _adam_update_numba, _adam_update_cuda)(*flat, *constants)
 
 
@@ -101,6 +115,26 @@ def _adam_update_numba(p, g, m, v, scale, lr, decay, b1, c1, b2, c2, eps, unbias
         vi = b2 * v[i] + c2 * gi * gi
         m[i], v[i] = mi, vi
         p[i] = decay * p[i] - lr * (mi * unbias1) / (np.sqrt(vi * unbias2) + eps)
+
+
+def _adam_update_two_numpy(p, g, other, *arguments):
+    _adam_update_numpy(p, g + other, *arguments)
+
+
+@jit_rows.moving
+def _adam_update_two_numba(
+    p, g, other, m, v, scale, lr, decay, b1, c1, b2, c2, eps, unbias1, unbias2
+):
+    for i in range(p.size):
+        gi = scale * (g[i] + other[i])
+        mi = b1 * m[i] + c1 * gi
+        vi = b2 * v[i] + c2 * gi * gi
+        m[i], v[i] = mi, vi
+        p[i] = decay * p[i] - lr * (mi * unbias1) / (np.sqrt(vi * unbias2) + eps)
+
+
+def _adam_update_two_cuda(p, g, other, *arguments):
+    _adam_update_cuda(p, g + other, *arguments)  # a GPU is one shard: nobody is in a hurry
 
 
 def _adam_update_cuda(p, *arguments):
