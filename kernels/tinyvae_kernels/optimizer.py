@@ -125,12 +125,17 @@ def _adam_update_two_numpy(p, g, other, *arguments):
 def _adam_update_two_numba(
     p, g, other, m, v, scale, lr, decay, b1, c1, b2, c2, eps, unbias1, unbias2
 ):
-    for i in range(p.size):
-        gi = scale * (g[i] + other[i])
-        mi = b1 * m[i] + c1 * gi
-        vi = b2 * v[i] + c2 * gi * gi
-        m[i], v[i] = mi, vi
-        p[i] = decay * p[i] - lr * (mi * unbias1) / (np.sqrt(vi * unbias2) + eps)
+    # A sum at a time that stays in the first-level cache: with five arrays in one loop LLVM gives
+    # up proving that none overlaps another, and does not vectorize.
+    total = np.empty(min(p.size, 2048), p.dtype)
+    for first in range(0, p.size, 2048):
+        last = min(first + 2048, p.size)
+        for i in range(last - first):
+            total[i] = g[first + i] + other[first + i]
+        _adam_update_numba(
+            p[first:last], total[: last - first], m[first:last], v[first:last],
+            scale, lr, decay, b1, c1, b2, c2, eps, unbias1, unbias2,
+        )  # fmt: skip
 
 
 def _adam_update_two_cuda(p, g, other, *arguments):
