@@ -262,7 +262,7 @@ def test_rows_that_are_no_images(here):
             assert min(image.size) > 100
 
 
-@pytest.mark.parametrize("options", [("--model", "ladder:3:2"), ("--model", "bottomup:2")])
+@pytest.mark.parametrize("options", [("--model", "ladder:3:2"), ("--flow", "planar:2")])
 def test_a_model_without_a_kl_of_each_dimension(here, options):
     """Every command works for it; its own log is shown in place of what it has not."""
     np.save("rows.npy", np.random.default_rng(0).random((40, 5)) < 0.5)
