@@ -342,7 +342,7 @@ def check_dout(dout: Any, shape: tuple[int, ...], like: Any, dtype: Any = None) 
     if dout.shape != shape:
         raise ValueError(f"dout has shape {dout.shape}, the output has {shape}")
     if isinstance(like, np.ndarray) and isinstance(dout, np.ndarray):
-        if dout.dtype is dtype and dout.flags.carray:
+        if dout.dtype == dtype and dout.flags.carray:
             return dout
         # writeable, too: Numba compiles a kernel once more for read-only arrays
         return np.require(dout, dtype, ["C", "W"])

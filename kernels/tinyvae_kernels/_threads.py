@@ -24,8 +24,8 @@ from ._team import Team
 # the kernel computes (0.5 ns an element and more on an EPYC) than if it only moves memory (0.1 ns).
 # A helper that is awake costs 2 us.  One that sleeps costs the caller 30, and comes 80 us late: it
 # is woken for a large job, or for the second of two small ones within RECENT seconds.
-WORTH_A_THREAD, WORTH_WAKING = 25_000, 100_000
-WORTH_A_THREAD_LIGHT, WORTH_WAKING_LIGHT = 150_000, 500_000
+WORTH_A_THREAD, WORTH_WAKING = 12_500, 100_000
+WORTH_A_THREAD_LIGHT, WORTH_WAKING_LIGHT = 40_000, 500_000
 RECENT = 300e-6
 PARTS = 4  # for each thread, so that none waits long for another
 
@@ -38,6 +38,9 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+_cores = functools.cache(cores)  # of the team, once it is made
 
 
 @contextlib.contextmanager
@@ -59,7 +62,7 @@ def threads(count: int) -> Iterator[None]:
 def team() -> Team | None:
     """The process's team, made at the first call; None where it cannot be made."""
     try:
-        return Team(cores() - 1)
+        return Team(_cores() - 1)
     except (ImportError, AttributeError, RuntimeError):  # no llvmlite; not CPython; LLVM 14
         return None
 
@@ -80,25 +83,28 @@ def parts(arguments: tuple, light: bool = False, each: int = PARTS) -> int:
     light: the kernel does little more than move memory; each: parts for each thread.
     """
     worth = WORTH_A_THREAD_LIGHT if light else WORTH_A_THREAD
-    for array in arguments:  # most calls end here: keep them cheap
-        if isinstance(array, np.ndarray) and array.size >= 2 * worth:
-            break
-    else:
+    size = _first(arguments, 2 * worth)
+    if size == 0:
         return 1
-    count = min(_limit.get() or cores(), _largest(arguments) // worth)
+    count = min(_limit.get() or _cores(), size // worth)
     return max(1, min(len(arguments[0]), count * each)) if count > 1 else 1
 
 
-def _largest(arguments: tuple) -> int:
-    return max(a.size for a in arguments if isinstance(a, np.ndarray))
+def _first(arguments: tuple, size: int) -> int:
+    """The size of the first array that has this size or more; 0 if there is none."""
+    for array in arguments:
+        if isinstance(array, np.ndarray) and array.size >= size:
+            return array.size
+    return 0
 
 
 def worth_it(arguments: tuple, light: bool = False) -> bool:
     """Whether a call that may be cut is worth a helper now, which may be asleep."""
     global _latest
     before, _latest = _latest, time.perf_counter()
-    waking = WORTH_WAKING_LIGHT if light else WORTH_WAKING
-    return _latest - before < RECENT or _largest(arguments) >= 2 * waking
+    if _latest - before < RECENT:
+        return True
+    return _first(arguments, 2 * (WORTH_WAKING_LIGHT if light else WORTH_WAKING)) > 0
 
 
 def run(kernel: Any, arguments: tuple, count: int) -> None:
@@ -111,9 +117,7 @@ def run(kernel: Any, arguments: tuple, count: int) -> None:
     if helpers is None:
         _cut_in_pool(kernel.compiled or kernel.dispatcher(), arguments, kernel.whole, count)
         return
-    from ._parts import launch
-
-    most = min(_limit.get() or sys.maxsize, helpers.helpers + 1)
+    launch, most = _launch(), min(_limit.get() or sys.maxsize, helpers.helpers + 1)
     for _ in range(2):
         key, address = kernel.latest
         failed = launch(helpers.run, key, address, kernel.bits, count, most - 1, *arguments)
@@ -123,6 +127,14 @@ def run(kernel: Any, arguments: tuple, count: int) -> None:
     if failed:  # in one piece Numba raises what went wrong
         kernel.dispatcher()(*arguments)
         raise RuntimeError(f"kernel {kernel.__name__} failed")
+
+
+@functools.cache
+def _launch() -> Callable:
+    """Imported when it is needed, for Numba comes with it."""
+    from ._parts import launch
+
+    return launch
 
 
 def _cut_in_pool(body: Callable, arguments: tuple, whole: frozenset[int], count: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ._cuda import over_elements
 from ._dispatch import check_same_shape, contiguous, jit_rows, select
-from ._program import scalar
+from ._program import Cell
 
 
 def adam_numbers(
@@ -57,14 +57,15 @@ def adam_update(
     """
     flat = _flat(parameter=parameter, gradient=gradient, m=m, v=v)
     numbers = adam_numbers(**options) if numbers is None else numbers
-    constants = [scalar(number, parameter.dtype.type) for number in numbers]
+    if type(numbers[0]) is not Cell:  # all of them, or none
+        numbers = tuple(np.array(numbers, parameter.dtype))
     if other is not None:
         second = _flat(parameter=parameter, gradient=other)[1]
         select(parameter, _adam_update_two_numpy, _adam_update_two_numba, _adam_update_two_cuda)(
-            flat[0], flat[1], second, *flat[2:], *constants
+            flat[0], flat[1], second, *flat[2:], *numbers
         )
         return
-    select(parameter, _adam_update_numpy, _adam_update_numba, _adam_update_cuda)(*flat, *constants)
+    select(parameter, _adam_update_numpy, _adam_update_numba, _adam_update_cuda)(*flat, *numbers)
 
 
 def sgd_update(
