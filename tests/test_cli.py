@@ -435,6 +435,25 @@ def test_a_condition_of_real_values(here):
     assert "expected (3, 5)" in fails("sample", "a", "--label", "1,2", "--n", 3)
 
 
+def test_few_labels(here):
+    """A semi-supervised model sees as many as it is shown, and says how well it classifies."""
+    options = ("--model", "m2:alpha=5", "--labels", 25, "--epochs", 2)
+    done("train", "digits", *options, "--out", "a", *SMALL)
+    digits, vae = load("digits"), tv.load("a/model.safetensors")
+    y = runs.shown_labels(digits.train_labels, 25)
+    assert np.unique(y, return_counts=True)[1].tolist() == [1272, *[2] * 5, *[3] * 5]
+    assert (y == digits.train_labels)[y >= 0].all()
+    printed = done("evaluate", "a", "--samples", 2)
+    accuracy = vae.evaluate(digits.test, digits.test_labels).log["accuracy"]
+    assert f"accuracy {accuracy:.4f}" in printed
+    for command in ("sample", "reconstruct", "interpolate", "traverse", "encode"):
+        done(command, "a")
+    assert "with --labels 25, not 30" in fails("train", "--resume", "--out", "a", "--labels", 30)
+    done("train", "--resume", "--out", "a", "--epochs", 3)
+    line = fails("train", "digits", "--model", "m2", "--labels", 5000, "--out", "b")
+    assert "--labels 5000: of class 0 there are only" in line
+
+
 def test_labels_where_there_are_none(run, here):
     np.save("rows.npy", np.random.default_rng(0).random((30, 4)) < 0.5)
     line = fails("train", "rows.npy", "--model", "cvae", "--out", "a")

@@ -113,6 +113,7 @@ class Rows:
     device: where the batches are made, "cpu" or "cuda"; the rows themselves stay on the CPU.
     y: None, or the labels (N,) or conditions (N, C).  mask: None, or what of `array` is observed.
     corruption: None, or what the encoder's x goes through in training.
+    again: how often more a row with a label (y >= 0) comes in an epoch.
     """
 
     array: np.ndarray
@@ -125,6 +126,7 @@ class Rows:
     y: np.ndarray | None = None
     mask: np.ndarray | None = None
     corruption: Any = None
+    again: int = 0
 
     def __post_init__(self) -> None:
         if self.binarize is not None and self.binarize not in BINARIZE:
@@ -211,7 +213,10 @@ class Rows:
 
     def shuffled(self, batch_size: int, *, epoch: int) -> list[np.ndarray]:
         """The row numbers of every batch of an epoch; the last batch may be smaller."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self))
+        numbers = np.arange(len(self))
+        if self.again and self.y is not None:
+            numbers = np.concatenate([numbers, np.repeat(np.flatnonzero(self.y >= 0), self.again)])
+        order = np.random.default_rng([self.seed, epoch]).permutation(numbers)
         return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 

@@ -137,6 +137,9 @@ Missing = Annotated[bool, _option("NaN is a missing value.", "--missing", **_of)
 Corruption = Annotated[str | None, _option(
     "Damage what the encoder sees in training: noise:0.3, mask:0.2 or salt:0.1.", unit="NAME",
     default="none", **_of)]
+ShownLabels = Annotated[int | None, _option(
+    "Show the model the labels of N training rows only, as many of each class.", "--labels",
+    unit="N", default="all", min=1, **_of)]
 ImageShape = Annotated[str | None, _option("Read flat rows as images.", unit="H,W,C", **_of)]
 
 _of = {"panel": "Model"}
@@ -254,6 +257,7 @@ def train(
     data_dir: DataDir = None,
     array: Array = None,
     no_validation: NoValidation = False,
+    labels: ShownLabels = None,
     binarize: Binarize = None,
     missing: Missing = False,
     corruption: Corruption = None,
@@ -314,7 +318,7 @@ def _train(where: runs.RunFolder, config: runs.Config, *, choose_bits: bool) -> 
     with contextlib.closing(log), writing(where.checkpoint):
         vae.fit(
             dataset.train,
-            dataset.train_labels,
+            runs.shown_labels(dataset.train_labels, config.labels),
             validation=(dataset.validation, dataset.validation_labels)
             if len(dataset.validation)
             else None,

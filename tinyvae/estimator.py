@@ -319,7 +319,7 @@ class VAE(Parameters):
     def _learn(self, labels: Labels | None) -> None:
         """What y was at fit."""
         self.labels_: Any = labels
-        self.classes_ = None if labels is None else labels.classes
+        self.classes_: Any = None if labels is None else labels.classes
 
     def _build(self) -> None:
         """Network and optimizer for the shapes and the seed at hand, on the device."""
@@ -383,7 +383,8 @@ class VAE(Parameters):
             clip_norm=self.clip_norm,
             patience=self.patience,
         )
-        rows = replace(rows, corruption=corruptions.resolve(self.corruption))
+        again = self._kind().again(rows.y)
+        rows = replace(rows, corruption=corruptions.resolve(self.corruption), again=again)
         return Run(
             self.network_, rows, validation, self.optimizer_, settings,
             self.progress_, callbacks, best_state=self._best_state,
@@ -623,6 +624,22 @@ class VAE(Parameters):
         return self._as_given(np.where(observed, rows.array.reshape(filled.shape), filled))
 
     # ---------------------------------------------------------------------- scikit-learn's words
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """q(y | x) of each class in the order of classes_, (N, C), by a model with a classifier.
+
+        Raises ValueError if the model has none.
+        """
+        rows = self._checked_rows(X, "X", bits=False)
+        if not self.network_.has_classifier:
+            raise ValueError(f"model={self.model!r} has no classifier")
+        with no_grad():
+            parts = [self.network_.classify(batch.x) for _, batch in rows.in_order(BATCH)]
+        return np.exp(devices.to_host(np.concatenate([part.data for part in parts])))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The likeliest label of each row, (N,), by a model with a classifier."""
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
     def transform(self, X: Any, y: Any = None) -> np.ndarray:
         """Posterior mean of each row, (N, Z)."""
         return self.encode(X, y)[0]

@@ -405,6 +405,8 @@ class Reshape(Module):
 
     def __call__(self, x: Any) -> Tensor:
         """(B, ...) -> (B, *shape)."""
+        if self.shape == (-1,):  # counted here, for NumPy cannot where there are no rows
+            return ops.reshape(x, (x.shape[0], math.prod(x.shape[1:])))
         return ops.reshape(x, (x.shape[0], *self.shape))
 
 

@@ -29,6 +29,7 @@ from . import __version__, data, devices, likelihoods
 from ._text import unknown
 from .checkpoint import replacing, write_json
 from .estimator import VAE, load
+from .labels import UNKNOWN
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 CHECKPOINT, MODEL = "checkpoint.safetensors", "model.safetensors"
@@ -55,6 +56,7 @@ class Config:
     array: str | None = None
     validation: bool = True
     samples: int = 0
+    labels: int | None = None  # how many training rows show theirs; None: all
     commands: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -70,7 +72,7 @@ class Config:
         if not path.is_file():
             raise FileNotFoundError(f"there is no run in {folder}: it has no {CONFIG}")
         try:
-            values = json.loads(path.read_text())
+            values = {"labels": None} | json.loads(path.read_text())  # older runs do not say
             config = cls(**{f.name: values[f.name] for f in fields(cls)})
             VAE(**config.options)
         except (ValueError, KeyError, TypeError) as error:
@@ -236,6 +238,7 @@ def _new(given: dict[str, Any]) -> Config:
         absolute(given["data_dir"]) if "data_dir" in given else None,
         given.get("array"),
         "no_validation" not in given,
+        labels=given.get("labels"),
         versions={"tinyvae": __version__, "python": platform.python_version()}
         | {name: version(name) or "missing" for name in ("numpy", "numba")}
         | {"platform": platform.platform()},
@@ -244,8 +247,11 @@ def _new(given: dict[str, Any]) -> Config:
 
 def _continued(config: Config, given: dict[str, Any]) -> Config:
     """A run's configuration with what may change; ValueError for what may not."""
-    now = _options(given) | {k: given[k] for k in ("array", "no_validation") if k in given}
+    now = _options(given) | {
+        k: given[k] for k in ("array", "no_validation", "labels") if k in given
+    }
     then = config.options | {"array": config.array, "no_validation": not config.validation}
+    then["labels"] = config.labels
     for name, value in now.items():
         if name not in MAY_CHANGE and value != then[name]:
             flag = "--seed" if name == "random_state" else f"--{name.replace('_', '-')}"
@@ -397,6 +403,24 @@ def check_labels(labels: np.ndarray | None, model: VAE, source: str) -> None:
     """Raise ValueError if there are no labels and the model cannot do without."""
     if labels is None and model.needs_labels:
         raise ValueError(f"{source} has no labels, which --model {model.model} needs")
+
+
+def shown_labels(labels: np.ndarray | None, count: int | None) -> np.ndarray | None:
+    """The labels of `count` rows, as many of each class, the first ones; -1 for the others.
+
+    Raises ValueError if there are not so many.
+    """
+    if count is None:
+        return labels
+    if labels is None or labels.ndim != 1:
+        raise ValueError("--labels is for data with classes")
+    classes, shown = np.unique(labels), np.full(len(labels), UNKNOWN)
+    for k, label in enumerate(classes):
+        rows, each = np.flatnonzero(labels == label), (count + k) // len(classes)
+        if len(rows) < each:
+            raise ValueError(f"--labels {count}: of class {label} there are only {len(rows)} rows")
+        shown[rows[:each]] = label
+    return shown
 
 
 def label(model: VAE, text: str | None) -> Any:

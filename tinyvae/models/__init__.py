@@ -10,6 +10,7 @@ from .correlation import Factor, TotalCorrelation
 from .cvae import CVAE
 from .discrete import Bernoulli, Categorical, Gumbel
 from .ladder import BottomUp, Ladder
+from .m2 import M2
 from .sequence import Sequence
 from .vae import IWAE, VAE
 from .vq import VQ
@@ -19,6 +20,7 @@ _ALL: tuple[type[Spec], ...] = (
     VAE,
     IWAE,
     CVAE,
+    M2,
     Gumbel,
     Categorical,
     Bernoulli,

@@ -26,12 +26,14 @@ from . import networks
 class Model(Module):
     """A graph with latents z: how to train it, and what can be asked of it.
 
-    has_likelihood: whether `log_weights` estimate log p(x).  gaussian: whether q(z | x) is a
-    Gaussian with the mean and log-variance that `encode` and `posterior` give, and p(z) N(0, I), so
-    that the KL has a part for each dimension.
+    has_likelihood: whether `log_weights` estimate log p(x).  has_classifier: whether `classify`
+    gives log q(y | x).  gaussian: whether q(z | x) is a Gaussian with the mean and log-variance
+    that `encode` and `posterior` give, and p(z) N(0, I), so that the KL has a part for each
+    dimension.
     """
 
     has_likelihood: ClassVar[bool] = True
+    has_classifier: ClassVar[bool] = False
     gaussian: bool = True
     latent_dim: int
     likelihood: Likelihood
@@ -55,6 +57,10 @@ class Model(Module):
     def decode(self, z: Any, y: Any = None) -> Tensor:
         """Raw parameters of p(x | z)."""
         raise NotImplementedError
+
+    def classify(self, x: Any) -> Tensor:
+        """log q(y | x) of each class, (B, C)."""
+        raise NotImplementedError(f"{type(self).__name__} has no classifier")
 
     def posterior(self, batch: Batch) -> Any:
         """What of q(z | x) is the same for all samples; given to `evaluation` and `log_weights`."""
@@ -162,6 +168,10 @@ class Spec:
     def build(self, parts: Parts) -> Model:
         """The model, with first weights."""
         raise NotImplementedError
+
+    def again(self, y: Any) -> int:
+        """How often more a row with a known label comes in an epoch; y: (N,), -1 if unknown."""
+        return 0
 
     def check(self, **given: Any) -> None:
         """Raise ValueError, with the reason, for what does not go with this kind.
