@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import types
 
 import numpy as np
 import pytest
 
 import simt
 import tinyvae_kernels
-from benchmarks import _kernel_cases, _kernel_once, gpu, kernels
+from benchmarks import _kernel_cases, _kernel_once, family, gpu, kernels
 
 
 def test_every_pair_has_a_row():
@@ -159,3 +160,15 @@ def test_arrays_have_the_shapes_that_their_bytes_count(name):
     assert [a.shape for a in arrays] == [a.shape(3, 100) for a in kernel.arguments]
     assert sum(a.nbytes for a in arrays) <= kernel.bytes(3, 100, "forward")
     assert all(np.isfinite(a).all() for a in arrays)
+
+
+@pytest.mark.parametrize("name", family.VARIANTS)
+def test_every_variant_of_the_family_is_measured(name, rng):
+    pixels = rng.integers(0, 256, (24, 4, 4, 1), dtype=np.uint8)
+    data = types.SimpleNamespace(train=pixels, test=pixels[:5])
+    found, log_p = family.measure(
+        family.VARIANTS[name], data, 3, epochs=1, latent_dim=3, hidden=[5], batch_size=12
+    )
+    assert log_p.shape == (5,)
+    assert found["log_likelihood"] == pytest.approx(log_p.mean())
+    assert found["elbo"] == pytest.approx(-(found["nll"] + found["kl"]))
