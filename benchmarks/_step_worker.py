@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ._cells import CHANNELS, MOVED, SIDE, Cell, Z
+from ._cells import CHANNELS, MOVED, SAMPLES, SIDE, Cell, Z
 
 CHECKED = 10  # steps after which losses are compared: all peers must learn the same thing
 Variants = list[tuple[str, Callable]]  # a name, and a function that does a step: its loss
@@ -28,14 +28,15 @@ Variants = list[tuple[str, Callable]]  # a name, and a function that does a step
 # --------------------------------------------------------------------------- what each peer does
 def _tinyvae(cell: Cell, stack: contextlib.ExitStack, device: str) -> Variants:
     """The very step that tinyvae.train runs, on one batch again and again."""
-    from tinyvae import devices, optim, schedules, train
-    from tinyvae.models import vae
+    from tinyvae import devices, likelihoods, models, optim, schedules, spelling, train
 
     x = cell.data() if cell.architecture == "conv" else cell.data().reshape(cell.batch, -1)
-    network = vae.build(
-        cell.architecture, x.shape[1:], Z, hidden=(cell.hidden,), channels=CHANNELS,
-        activation="relu", seed=0,
-    ).to(device)  # fmt: skip
+    parts = models.Parts(
+        x.shape[1:], Z, likelihoods.Bernoulli(), "conv" if cell.architecture == "conv" else "mlp",
+        (cell.hidden,), CHANNELS, rng=np.random.default_rng(0),
+    )  # fmt: skip
+    kind = f"iwae:{SAMPLES}" if cell.architecture == "iwae" else "vae"
+    network = spelling.parse(kind, models.KINDS, "model").build(parts).to(device)
     x = devices.move(x, device)
     optimizer = optim.Adam(network.parameters(), 1e-3)
     settings = train.Settings(
