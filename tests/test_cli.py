@@ -125,7 +125,7 @@ def test_every_command_and_option_is_explained():
     commands = get_command(cli.app).commands
     assert set(commands) == {
         "train", "evaluate", "sample", "reconstruct", "interpolate", "traverse", "encode",
-        "impute", "gradcheck", "info",
+        "impute", "score", "gradcheck", "info",
     }  # fmt: skip
     for name, command in commands.items():
         assert command.help, name
@@ -512,6 +512,16 @@ def test_missing_values_are_trained_on_and_filled_in(here, rng):
     np.testing.assert_array_equal(filled, vae.impute(x, 0, steps=4))
     observed = ~np.isnan(x)
     np.testing.assert_array_equal(filled[observed], x[observed])
+
+
+def test_score(run, here):
+    vae, digits = tv.load(run / "model.safetensors"), load("digits")
+    page = done("score", run, "--score", "reconstruction", "--contamination", 0.1)
+    detector = tv.AnomalyDetector(vae, score="reconstruction", refit=False).fit(digits.train)
+    scores = np.load(run / "all-scores.npy")
+    np.testing.assert_allclose(scores, detector.score_samples(digits.whole()), rtol=1e-5)
+    assert f"{(scores < detector.offset_).sum()} of 1,797 rows are below" in page
+    assert "unknown score 'elb': did you mean 'elbo'" in fails("score", run, "--score", "elb")
 
 
 @pytest.mark.parametrize("text", ["student:4:shared", "gaussian:shared", "logistic:17"])

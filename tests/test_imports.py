@@ -21,7 +21,7 @@ ORDER = [
     "corruptions", "batches", "estimators", "flows", "priors", "likelihoods", "objectives",
     "models",
     "metrics", "imputation", "recorded", "train",
-    "saved", "estimator", "plots", "runs", "console", "cli", "__main__",
+    "saved", "estimator", "anomaly", "plots", "runs", "console", "cli", "__main__",
 ]  # fmt: skip
 
 

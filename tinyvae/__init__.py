@@ -10,6 +10,7 @@ The estimator is `VAE`; the parts to compose are `Tensor`, `differentiable`, `nn
 """
 
 from . import data, estimators, likelihoods, metrics, nn, objectives, ops, optim, schedules, train
+from .anomaly import AnomalyDetector
 from .checking import GradientError, gradcheck
 from .devices import BackendError
 from .estimator import VAE, NotFittedError, load
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "VAE",
+    "AnomalyDetector",
     "BackendError",
     "Callback",
     "DivergedError",

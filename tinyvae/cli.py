@@ -28,6 +28,7 @@ except ModuleNotFoundError:
 
 from . import __version__, checking, console, likelihoods, models, plots, priors, runs
 from ._text import unknown
+from .anomaly import SCORES, AnomalyDetector
 from .checkpoint import replacing
 from .console import say
 from .devices import BackendError
@@ -227,6 +228,12 @@ Encoded = Annotated[Path | None, _option(
 Filled = Annotated[Path | None, _option(
     "File to write, .npy.", "--out", unit="FILE", default="SPLIT-imputed.npy beside the model")]
 Chain = Annotated[int, typer.Option(help="Steps of the chain for a row.", metavar="N", min=1)]
+Scored = Annotated[Path | None, _option(
+    "File to write, .npy.", "--out", unit="FILE", default="SPLIT-scores.npy beside the model")]
+ScoreKind = Annotated[str, typer.Option(
+    "--score", help=f"{', '.join(SCORES)}.", metavar="NAME")]
+Contamination = Annotated[float, typer.Option(
+    help="Part of the training rows that the threshold cuts off.", metavar="X")]
 Ops = Annotated[list[str] | None, typer.Argument(metavar="OP", **_help("Which.", "all"))]
 # fmt: on
 
@@ -485,6 +492,33 @@ def impute(
     with _output(path, opened, f"{split}-imputed.npy", ".npy") as file:
         rows, y = _rows(opened, source, split, data_dir, array, missing=True)
         _save_array(file, opened.model.impute(rows, seed, steps=steps, y=y))
+
+
+@app.command(rich_help_panel="Look")
+def score(
+    run: Run,
+    source: OwnSource = None,
+    kind: ScoreKind = "elbo",
+    contamination: Contamination = 0.05,
+    path: Scored = None,
+    split: Split = "all",
+    data_dir: DataDir = None,
+    array: Array = None,
+    device: Device = "auto",
+) -> None:
+    """Find the rows that are unlike those the run was trained on; write how normal each is."""
+    opened = runs.open_run(run, device)
+    with _output(path, opened, f"{split}-scores.npy", ".npy") as file:
+        detector = AnomalyDetector(
+            opened.model, score=kind, contamination=contamination, refit=False
+        )
+        detector.fit(_rows(opened, None, "train", data_dir, array)[0])
+        rows, _ = _rows(opened, source, split, data_dir, array)
+        scores = detector.score_samples(rows)
+        _save_array(file, scores)
+    below = int((scores < detector.offset_).sum())
+    say(out, "score", f"{below:,} of {len(rows):,} rows are below {detector.offset_:.3f}, as "
+        f"{100 * contamination:g} % of the training rows are")  # fmt: skip
 
 
 def _rows(
