@@ -595,3 +595,19 @@ def test_bytes_of_counts_are_not_divided():
 def test_unsuitable_rows_are_refused_before_training():
     with pytest.raises(ValueError, match=r"X has 0\.5 at row 0, column 1, but a poisson"):
         tv.VAE(**TINY, likelihood="poisson").fit(np.array([[1.0, 0.5]]))
+
+
+@pytest.mark.parametrize("likelihood", KINDS.values(), ids=str)
+def test_the_same_on_a_gpu(likelihood, gpu, rng):
+    x, output = data_for(likelihood, rng, (3, 4)), output_for(likelihood, rng, (3, 4))
+    mask, results = (rng.random((3, 4)) < 0.7).astype(float), []
+    for device in ("cpu", "cuda"):
+        x2, output2, mask2 = (tv.devices.move(a, device) for a in (x, output, mask))
+        leaf = Tensor(output2, True)
+        nll = likelihood.nll(leaf, x2) + likelihood.nll(leaf, x2, mask2)
+        ops.sum(nll).backward()
+        found = (nll.data, leaf.grad, likelihood.mean(output2), likelihood.sample(output2, seed=1))
+        assert all(tv.devices.of(a) == device for a in found)
+        results.append([tv.devices.to_host(a) for a in found])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-12)

@@ -57,7 +57,8 @@ class Categorical(Likelihood):
 
     def mean(self, output: Any) -> Any:
         """E[x | z] = sum_c c p(c): of use where the classes are in an order."""
-        return (self.probabilities(output) * np.arange(self.classes, dtype=output.dtype)).sum(-1)
+        values = np.arange(self.classes, dtype=output.dtype, like=output)
+        return (self.probabilities(output) * values).sum(axis=-1)
 
     def sample(self, output: Any, *, seed: int, step: int = 0) -> Any:
         """Classes x ~ p(x | z)."""
