@@ -51,7 +51,7 @@ def nll(model, z, x, mask=None):
 
 def told_nll(model, z, batch):
     told = model._told(batch)
-    return told.likelihood.nll(told.decode(Tensor(z)), told.x)
+    return told.likelihood.nll(told.decode(Tensor(z)), told.x, batch.mask)
 
 
 CASES = {
@@ -412,3 +412,21 @@ def test_a_resumed_run_gives_the_same_bits(decoder, tmp_path):
     resumed = tv.VAE(2, epochs=4, **options).fit(x, checkpoint=path, resume=True)
     for name, array in whole.network_.state_dict().items():
         np.testing.assert_array_equal(resumed.network_.state_dict()[name], array)
+
+
+def test_values_of_different_lengths():
+    """NaN behind the end of a shorter series."""
+    rng = np.random.default_rng(0)
+    phase, lengths = rng.uniform(0, 6, 300), rng.integers(4, 11, 300)
+    x = np.sin(phase[:, None] + 0.6 * np.arange(10))
+    x[np.arange(10) >= lengths[:, None]] = np.nan
+    vae = tv.VAE(
+        2, model="sequence", likelihood="gaussian", variance="shared", hidden=(24,), epochs=8,
+        batch_size=20, learning_rate=5e-3, missing=True, random_state=0,
+    )  # fmt: skip
+    vae.fit(x)
+    assert vae.history_[-1]["elbo"] > vae.history_[0]["elbo"] + 2
+    assert np.isfinite(vae.elbo(x)).all()
+    assert np.isfinite(vae.sample(3, 0, mean=False)).all()
+    with pytest.raises(ValueError, match="impute needs a model whose p"):
+        vae.impute(x[:5])

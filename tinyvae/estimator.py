@@ -609,6 +609,9 @@ class VAE(Parameters):
             raise ValueError(f"steps must be >= 1, got {steps}")
         if "missing" not in self._kind().takes:
             raise ValueError(f"model={self._kind().name!r} does not take missing values")
+        self._check_fitted()
+        if not self.network_.factors:
+            raise ValueError("impute needs a model whose p(x | z) draws all values at once")
         if self.flow is not None:
             raise ValueError("impute does not go with a flow: a chain asks for q(z | x) of any z")
         rows = _with_mask(self._rows(X, "X", y))

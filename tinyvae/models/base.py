@@ -29,11 +29,13 @@ class Model(Module):
     has_likelihood: whether `log_weights` estimate log p(x).  has_classifier: whether `classify`
     gives log q(y | x).  gaussian: whether q(z | x) is a Gaussian with the mean and log-variance
     that `encode` and `posterior` give, and p(z) N(0, I), so that the KL has a part for each
-    dimension.
+    dimension.  factors: whether p(x | z) is the likelihood at decode(z), value by value; not if
+    later values depend on earlier ones.
     """
 
     has_likelihood: ClassVar[bool] = True
     has_classifier: ClassVar[bool] = False
+    factors: ClassVar[bool] = True
     gaussian: bool = True
     latent_dim: int
     likelihood: Likelihood

@@ -4,7 +4,8 @@
     log p(x | z) = sum_t log p(x_t | x_<t, z)
 
 A sequence is a row (T,) of symbols, with the likelihood "tokens", which ends a shorter one by -1;
-or a row (T, ...) of values, such as the lines of an image, with any other likelihood.
+or a row (T, ...) of values, such as the lines of an image, with any other likelihood.  Values of a
+shorter one are masked (NaN, with missing=True): its length is given, and not part of p(x | z).
 Training feeds the decoder the true steps (teacher forcing), some of them hidden (word dropout), so
 that it has to ask z.  Sizes: B batch, T steps, C values a step, E features, U units, Z latent.
 """
@@ -183,7 +184,7 @@ class Told:
     posterior: tuple
     prior: Prior
     flow: Any
-    likelihood: Any
+    likelihood: Likelihood
     decode: Callable[[Any], Tensor]
 
     def encode(self, x: Any) -> tuple:
@@ -191,24 +192,10 @@ class Told:
         return self.posterior[:2]
 
 
-@dataclass(frozen=True)
-class Masked:
-    """A likelihood that knows which values were observed."""
-
-    likelihood: Likelihood
-    mask: Any
-
-    def nll(self, output: Any, x: Any) -> Tensor:
-        """-log p of the observed values, (B,) nats."""
-        return self.likelihood.nll(output, x, self.mask)
-
-    def loss(self, *arrays: Any, **weights: Any) -> Tensor:
-        """The negative ELBO, a single number."""
-        return self.likelihood.loss(*arrays, mask=self.mask, **weights)
-
-
 class SequenceVAE(Model):
     """A GRU that reads, and a decoder that writes.  A code (B, Z) stands for a whole sequence."""
+
+    factors = False
 
     def __init__(self, steps: Any, decoder: Any, parts: Parts, *, dropout: float):
         options = {"rng": parts.rng, "dtype": parts.dtype}
@@ -230,28 +217,32 @@ class SequenceVAE(Model):
         told = self._told(batch, u=draw.uniform(self.shape[0]) if self.dropout else None)
         if self.gaussian:
             return objectives.elbo(
-                told, told.x, eps[:, 0], likelihood=told.likelihood, beta=beta,
-                free_bits=self.free_bits, batch=rows,
+                told, told.x, eps[:, 0], likelihood=self.likelihood, beta=beta,
+                free_bits=self.free_bits, batch=rows, mask=batch.mask,
             )  # fmt: skip
-        return objectives.sampled_elbo(told, told.x, told.posterior, eps, beta=beta, batch=rows)
+        return objectives.sampled_elbo(
+            told, told.x, told.posterior, eps, beta=beta, batch=rows, mask=batch.mask
+        )
 
     def evaluation(self, batch: Batch, draw: Draw, posterior: Any = None) -> Terms:
         """The ELBO, without word dropout."""
-        told = self._told(batch, posterior)
-        eps = draw.normal(1, self.latent_dim)
-        return objectives.sampled_elbo(told, told.x, told.posterior, eps)
+        told, eps = self._told(batch, posterior), draw.normal(1, self.latent_dim)
+        return objectives.sampled_elbo(told, told.x, told.posterior, eps, mask=batch.mask)
 
     def log_weights(self, batch: Batch, draw: Draw, posterior: Any = None) -> Any:
         """log p(x | z) + log p(z) - log q(z | x)."""
-        told = self._told(batch, posterior)
-        found = objectives.samples(told, told.x, told.posterior, draw.normal(1, self.latent_dim))
+        told, eps = self._told(batch, posterior), draw.normal(1, self.latent_dim)
+        found = objectives.samples(told, told.x, told.posterior, eps, mask=batch.mask)
         return -(found.nll.data + found.log_ratio.data)[:, 0]
 
     def _told(self, batch: Batch, posterior: Any = None, u: Any = None) -> Told:
         """u: (B, T) uniform noise for the word dropout, or None for none."""
-        x, likelihood = self._filled(batch), Masked(self.likelihood, batch.mask)
-        posterior = posterior or self.posterior(batch)
-        return Told(x, posterior, self.prior, self.flow, likelihood, lambda z: self.score(z, x, u))
+        x, posterior = self._filled(batch), posterior or self.posterior(batch)
+
+        def decode(z: Any) -> Tensor:
+            return self.score(z, x, u)
+
+        return Told(x, posterior, self.prior, self.flow, self.likelihood, decode)
 
     def _filled(self, batch: Batch) -> Any:
         """x with what word dropout shows where nothing was observed: it may be NaN there."""
@@ -320,7 +311,7 @@ class Sequence(Spec):
     """
 
     name: ClassVar[str] = "sequence"
-    takes: ClassVar[frozenset[str]] = frozenset({"prior", "flow", "free_bits"})
+    takes: ClassVar[frozenset[str]] = frozenset({"prior", "flow", "free_bits", "missing"})
     decoder: str = "gru"
     dropout: float = 0.0
     heads: int = 4
