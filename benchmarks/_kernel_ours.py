@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -53,9 +54,11 @@ def _function(
 
 
 def _pair(name: str, arrays: list, dout: Any, options: dict) -> Call:
-    """One pass where the package has it, else forward and backward."""
+    """One pass where the package has it, else forward and backward; values alone by themselves."""
     forward, backward = kernels.PAIRS[name]
     if dout is None:
+        if "gradient" in inspect.signature(forward).parameters:
+            options |= {"gradient": False}
         return lambda: [forward(*arrays, **options)[0]]
     if at_once := getattr(kernels, f"{name}_value_and_grad", None):
 

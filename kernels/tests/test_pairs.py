@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ every_dtype = pytest.mark.parametrize("dtype", backends.DTYPES)
 CPU, SHIM = ["numpy", "numba"], ["cuda", "cuda-reverse", "cuda-shuffle"]
 GPU = pytest.param("gpu", marks=pytest.mark.cuda)
 every_backend = pytest.mark.parametrize("on", [*CPU, "cuda", GPU])
+ALONE = [n for n, (f, _) in kernels.PAIRS.items() if "gradient" in inspect.signature(f).parameters]
 ONE_PASS = sorted(n.removesuffix("_value_and_grad") for n in kernels.__all__ if "_and_grad" in n)
 
 
@@ -55,3 +58,10 @@ def test_nan_is_not_swallowed(name, dtype, on):
 @pytest.mark.parametrize("name", ONE_PASS)
 def test_value_and_grad_is_forward_and_backward(name, dtype, on):
     backends.check_value_and_grad(name, dtype, on)
+
+
+@every_backend
+@every_dtype
+@pytest.mark.parametrize("name", ALONE)
+def test_values_alone_are_those_with_a_gradient(name, dtype, on):
+    backends.check_value_alone(name, dtype, on)

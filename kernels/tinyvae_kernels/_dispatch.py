@@ -98,6 +98,14 @@ def empty(shape: tuple[int, ...], like: Any, dtype: Any = None) -> Any:
     return plain_empty(shape, dtype, like)
 
 
+def empty_gradient(like: Any, wanted: bool) -> Any:
+    """Memory for the gradient of `like`; None if it is not wanted, where a body can do without.
+
+    CUDA kernels write it in any case.
+    """
+    return empty(like.shape, like) if wanted or not isinstance(like, np.ndarray) else None
+
+
 def plain_empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
     """Memory beside `like` that nobody else uses."""
     if isinstance(like, np.ndarray):
@@ -373,7 +381,9 @@ def contiguous(array: Any) -> Any:
 
 
 def rows(array: Any) -> Any:
-    """(B, ...) -> (B, D), contiguous: a view where it can be, else one copy."""
+    """(B, ...) -> (B, D), contiguous: a view where it can be, else one copy; None stays None."""
+    if array is None:
+        return None
     shape = array.shape
     if len(shape) == 2:
         return contiguous(array)

@@ -33,6 +33,7 @@ from ._dispatch import (
     check_same_shape,
     check_weight,
     empty,
+    empty_gradient,
     jit_rows,
     kl_floor,
     rows,
@@ -76,6 +77,7 @@ def _elbo(
     free_bits: float,
     bodies: tuple,
     constants: tuple = (),
+    gradient: bool = True,
 ) -> tuple[Any, ElboSaved]:
     """Check, allocate, run: all ELBOs differ by their likelihood alone.
 
@@ -89,8 +91,8 @@ def _elbo(
     check_weight(beta=beta, free_bits=free_bits)
     number, rate = arithmetic(x.dtype), check_rate(dout, x)
     elbo, nll, kl = (empty(x.shape[:1], x, number) for _ in range(3))
-    dparameters = tuple(empty(x.shape, x) for _ in given)
-    dmu, dlogvar = empty(mu.shape, mu), empty(mu.shape, mu)
+    dparameters = tuple(empty_gradient(x, gradient) for _ in given)
+    dmu, dlogvar = empty_gradient(mu, gradient), empty_gradient(mu, gradient)
     select(x, *bodies)(
         *(rows(p) for p in given), rows(x), rate, nll, *(rows(d) for d in dparameters),
         *constants, rows(mu), rows(logvar), kl, rows(dmu), rows(dlogvar), elbo,
@@ -114,8 +116,9 @@ def _latent_numpy(mu, logvar, dout, kl, dmu, dlogvar, elbo, nll, beta, free_bits
     kl_each = 0.5 * (mu**2 + np.expm1(logvar) - logvar)
     kl[:] = kl_each.sum(axis=1)
     rate = np.where(kl_each < free_bits, 0, -beta * dout[:, None])
-    dmu[:] = rate * mu
-    dlogvar[:] = rate * np.expm1(logvar) / 2
+    if dmu is not None:
+        dmu[:] = rate * mu
+        dlogvar[:] = rate * np.expm1(logvar) / 2
     elbo[:] = -nll - beta * np.maximum(kl_each, free_bits).sum(axis=1)
 
 
@@ -130,8 +133,9 @@ def _latent_numba(mu, logvar, dout, kl, dmu, dlogvar, elbo, nll, beta, free_bits
             total += kl_each
             charged += free_bits if kl_each < free_bits else kl_each
             rate = zero if kl_each < free_bits else given
-            dmu[i, j] = rate * m
-            dlogvar[i, j] = rate * half * e
+            if dmu is not None:  # decided when the kernel is compiled
+                dmu[i, j] = rate * m
+                dlogvar[i, j] = rate * half * e
         kl[i] = total
         elbo[i] = -nll[i] - beta * charged
 
@@ -146,17 +150,19 @@ def bernoulli_elbo_forward(
     beta: float = 1.0,
     free_bits: float = 0.0,
     dout: Any = None,
+    gradient: bool = True,
 ) -> Any:
     """ELBO of each row under a Bernoulli likelihood, in nats.
 
     elbo = sum_d l x - softplus(l) - beta sum_j max(kl_j, free_bits)
     logits, x: (B, ...), x in {0, 1}; mu, logvar: (B, Z); beta, free_bits >= 0.
     dout: if it is known beforehand, (B,) or one number: saved.gradients() are then times it.
+    gradient: False if values alone are wanted; saved.gradients() are then None.
     Returns elbo (B,), saved (with saved.nll and saved.kl, (B,)).
     Raises ValueError for differing shapes, a negative weight; TypeError for dtypes, devices.
     """
     parameters = {"logits": logits}
-    return _elbo(parameters, x, mu, logvar, dout, beta, free_bits, _BERNOULLI)
+    return _elbo(parameters, x, mu, logvar, dout, beta, free_bits, _BERNOULLI, gradient=gradient)
 
 
 def bernoulli_elbo_backward(dout: Any, saved: ElboSaved) -> tuple:
@@ -223,17 +229,19 @@ def gaussian_elbo_forward(
     beta: float = 1.0,
     free_bits: float = 0.0,
     dout: Any = None,
+    gradient: bool = True,
 ) -> Any:
     """ELBO of each row under a Gaussian likelihood with learned variance, in nats.
 
     elbo = sum_d log N(x; x_mu, exp(x_logvar)) - beta sum_j max(kl_j, free_bits)
     x_mu, x_logvar, x: (B, ...); mu, logvar: (B, Z); beta, free_bits >= 0.
     dout: if it is known beforehand, (B,) or one number: saved.gradients() are then times it.
+    gradient: False if values alone are wanted; saved.gradients() are then None.
     Returns elbo (B,), saved (with saved.nll and saved.kl, (B,)).
     Raises ValueError for differing shapes, a negative weight; TypeError for dtypes, devices.
     """
     parameters = {"x_mu": x_mu, "x_logvar": x_logvar}
-    return _elbo(parameters, x, mu, logvar, dout, beta, free_bits, _GAUSSIAN)
+    return _elbo(parameters, x, mu, logvar, dout, beta, free_bits, _GAUSSIAN, gradient=gradient)
 
 
 def gaussian_elbo_backward(dout: Any, saved: ElboSaved) -> tuple:
@@ -302,18 +310,20 @@ def gaussian_fixed_elbo_forward(
     beta: float = 1.0,
     free_bits: float = 0.0,
     dout: Any = None,
+    gradient: bool = True,
 ) -> Any:
     """ELBO of each row under a Gaussian likelihood with one fixed variance, in nats.
 
     elbo = sum_d log N(x; x_mu, variance) - beta sum_j max(kl_j, free_bits)
     x_mu, x: (B, ...); mu, logvar: (B, Z); variance > 0; beta, free_bits >= 0.
     dout: if it is known beforehand, (B,) or one number: saved.gradients() are then times it.
+    gradient: False if values alone are wanted; saved.gradients() are then None.
     Returns elbo (B,), saved (with saved.nll and saved.kl, (B,)).
     Raises ValueError for differing shapes, a bad option; TypeError for dtypes, devices.
     """
     parameters = {"x_mu": x_mu}
     constants = fixed_constants(variance, x_mu)
-    return _elbo(parameters, x, mu, logvar, dout, beta, free_bits, _FIXED, constants)
+    return _elbo(parameters, x, mu, logvar, dout, beta, free_bits, _FIXED, constants, gradient)
 
 
 def gaussian_fixed_elbo_backward(dout: Any, saved: ElboSaved) -> tuple:

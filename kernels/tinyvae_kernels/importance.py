@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._cuda import over_rows
-from ._dispatch import check_floats, contiguous, empty, jit_rows, select
+from ._dispatch import check_floats, contiguous, empty, empty_gradient, jit_rows, select
 from ._math import exp_negative, log, row_max
 from .likelihood import scale_rows
 
@@ -23,19 +23,20 @@ class ImportanceSaved(NamedTuple):
     weights: Any
 
 
-def log_mean_exp_forward(log_w: Any) -> Any:
+def log_mean_exp_forward(log_w: Any, *, gradient: bool = True) -> Any:
     """Log of the mean of the weights of each row, in nats.
 
     log_mean = log 1/K sum_k exp(log_w_k)                Burda et al. 2016, equation 8
     log_w: (B, K), K >= 1; -inf is a weight of zero.  A row of -inf alone has the mean -inf, and
     weights and a gradient of zero.
-    Returns log_mean (B,), saved (with saved.weights (B, K), the softmax of log_w).
+    Returns log_mean (B,), saved (with saved.weights (B, K), the softmax of log_w; None if it is
+    said that no gradient is wanted).
     Raises ValueError for another number of axes or K = 0, TypeError for the dtype.
     """
     (log_w,) = check_floats(log_w=log_w)
     if log_w.ndim != 2 or log_w.shape[1] == 0:
         raise ValueError(f"log_w must be (B, K) with K >= 1, got shape {log_w.shape}")
-    log_mean, weights = empty(log_w.shape[:1], log_w), empty(log_w.shape, log_w)
+    log_mean, weights = empty(log_w.shape[:1], log_w), empty_gradient(log_w, gradient)
     select(log_w, _log_mean_exp_numpy, _log_mean_exp_numba, _log_mean_exp_cuda)(
         contiguous(log_w), log_mean, weights
     )
@@ -56,7 +57,8 @@ def _log_mean_exp_numpy(log_w, log_mean, weights):
     total = e.sum(axis=1, keepdims=True)
     nothing = total == 0  # a row of -inf
     total = np.where(nothing, 1, total)
-    weights[:] = e / total
+    if weights is not None:
+        weights[:] = e / total
     log_mean[:] = (top + np.log(total / log_w.shape[1]))[:, 0]
 
 
@@ -70,13 +72,15 @@ def _log_mean_exp_numba(log_w, log_mean, weights):
         total = zero
         for k in range(log_w.shape[1]):
             e = exp_negative(log_w[i, k] - shift)
-            weights[i, k] = e
+            if weights is not None:  # decided when the kernel is compiled
+                weights[i, k] = e
             total += e
         nothing = total < half  # a row of -inf: else the largest alone contributes 1
         log_mean[i] = top if nothing else top + log(total / K)
         scale = zero if nothing else one / total
-        for k in range(log_w.shape[1]):
-            weights[i, k] *= scale
+        if weights is not None:
+            for k in range(log_w.shape[1]):
+                weights[i, k] *= scale
 
 
 def _log_mean_exp_cuda(log_w, log_mean, weights):

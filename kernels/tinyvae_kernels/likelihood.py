@@ -4,6 +4,7 @@ Sizes: B batch, D data (further axes are flattened: (B, H, W, C) counts as (B, H
 Values are sums over a row, in nats, with all normalising constants.  The forward pass holds
 everything that the gradient needs, so it saves the gradient itself; the backward scales its rows
 by `dout`.  Who knows `dout` beforehand calls `..._value_and_grad`, which saves that second pass.
+Who wants values alone says `gradient=False`: `saved` then holds None in the gradient's place.
 `x` is data: its gradient is None.
 
 Storage in half precision (float16 and bfloat16, on a GPU): the arithmetic is float32, and so are
@@ -25,6 +26,7 @@ from ._dispatch import (
     check_rate,
     check_same_shape,
     empty,
+    empty_gradient,
     jit_rows,
     rows,
     select,
@@ -61,13 +63,18 @@ def _scale_rows_cuda(dout, gradient, scaled):
 
 
 def _nll(
-    parameters: dict[str, Any], x: Any, dout: Any, bodies: tuple, constants: tuple = ()
+    parameters: dict[str, Any],
+    x: Any,
+    dout: Any,
+    bodies: tuple,
+    constants: tuple = (),
+    gradient: bool = True,
 ) -> tuple[Any, tuple]:
     """Check, allocate, run: the value of each row and the gradients times dout (None: 1)."""
     *given, x = check_same_shape(halves=True, **parameters, x=x)
     rate = check_rate(dout, x)
     nll = empty(x.shape[:1], x, arithmetic(x.dtype))
-    gradients = tuple(empty(x.shape, x) for _ in given)
+    gradients = tuple(empty_gradient(x, gradient) for _ in given)
     select(x, *bodies)(
         *(rows(p) for p in given), rows(x), rate, nll, *(rows(g) for g in gradients), *constants
     )
@@ -75,7 +82,7 @@ def _nll(
 
 
 # ------------------------------------------------------------------------------------- Bernoulli
-def bernoulli_nll_forward(logits: Any, x: Any) -> Any:
+def bernoulli_nll_forward(logits: Any, x: Any, *, gradient: bool = True) -> Any:
     """-log p(x | logits) of each row under independent Bernoulli variables, in nats.
 
     nll = sum_d max(l, 0) - l x + log1p(exp(-|l|))      softplus(l) - l x, without overflow
@@ -84,7 +91,7 @@ def bernoulli_nll_forward(logits: Any, x: Any) -> Any:
     Returns nll (B,), saved.
     Raises ValueError if the shapes differ, TypeError if the dtypes or devices do.
     """
-    return _nll({"logits": logits}, x, None, _BERNOULLI)
+    return _nll({"logits": logits}, x, None, _BERNOULLI, gradient=gradient)
 
 
 def bernoulli_nll_backward(dout: Any, saved: tuple) -> tuple:
@@ -107,7 +114,8 @@ def bernoulli_nll_value_and_grad(logits: Any, x: Any, dout: Any = 1.0) -> Any:
 
 def _bernoulli_nll_numpy(logits, x, rate, nll, dlogits):
     nll[:] = (np.logaddexp(0, logits) - logits * x).sum(axis=1)
-    dlogits[:] = rate[:, None] * (np.exp(-np.logaddexp(0, -logits)) - x)
+    if dlogits is not None:
+        dlogits[:] = rate[:, None] * (np.exp(-np.logaddexp(0, -logits)) - x)
 
 
 @jit_rows
@@ -120,7 +128,8 @@ def _bernoulli_nll_numba(logits, x, rate, nll, dlogits):
             e = exp_negative(-abs(l))  # in (0, 1]: nothing overflows
             log1p_e, r = log1p01_and_inverse(e)
             total += max(l, zero) - l * x[i, j] + log1p_e
-            dlogits[i, j] = scale * ((r if l >= zero else e * r) - x[i, j])
+            if dlogits is not None:  # decided when the kernel is compiled, here and below
+                dlogits[i, j] = scale * ((r if l >= zero else e * r) - x[i, j])
         nll[i] = total
 
 
@@ -132,7 +141,7 @@ _BERNOULLI = (_bernoulli_nll_numpy, _bernoulli_nll_numba, _bernoulli_nll_cuda)
 
 
 # -------------------------------------------------------------------- Gaussian, learned variance
-def gaussian_nll_forward(x_mu: Any, x_logvar: Any, x: Any) -> Any:
+def gaussian_nll_forward(x_mu: Any, x_logvar: Any, x: Any, *, gradient: bool = True) -> Any:
     """-log N(x; x_mu, exp(x_logvar)) of each row, in nats.
 
     nll = 1/2 sum_d log(2 pi) + x_logvar + (x - x_mu)^2 exp(-x_logvar)
@@ -140,7 +149,8 @@ def gaussian_nll_forward(x_mu: Any, x_logvar: Any, x: Any) -> Any:
     Returns nll (B,), saved.
     Raises ValueError if the shapes differ, TypeError if the dtypes or devices do.
     """
-    return _nll({"x_mu": x_mu, "x_logvar": x_logvar}, x, None, _GAUSSIAN)
+    parameters = {"x_mu": x_mu, "x_logvar": x_logvar}
+    return _nll(parameters, x, None, _GAUSSIAN, gradient=gradient)
 
 
 def gaussian_nll_backward(dout: Any, saved: tuple) -> tuple:
@@ -164,8 +174,9 @@ def gaussian_nll_value_and_grad(x_mu: Any, x_logvar: Any, x: Any, dout: Any = 1.
 def _gaussian_nll_numpy(x_mu, x_logvar, x, rate, nll, dx_mu, dx_logvar):
     a, precision = x_mu - x, np.exp(-x_logvar)
     nll[:] = 0.5 * (LOG_2PI + x_logvar + a**2 * precision).sum(axis=1)
-    dx_mu[:] = rate[:, None] * a * precision
-    dx_logvar[:] = 0.5 * rate[:, None] * (1 - a**2 * precision)
+    if dx_mu is not None:
+        dx_mu[:] = rate[:, None] * a * precision
+        dx_logvar[:] = 0.5 * rate[:, None] * (1 - a**2 * precision)
 
 
 @jit_rows
@@ -179,8 +190,9 @@ def _gaussian_nll_numba(x_mu, x_logvar, x, rate, nll, dx_mu, dx_logvar):
             scaled = a * exp(-x_logvar[i, j])
             square = a * scaled
             total += log_2pi + x_logvar[i, j] + square
-            dx_mu[i, j] = scale * scaled
-            dx_logvar[i, j] = scale * half * (one - square)
+            if dx_mu is not None:
+                dx_mu[i, j] = scale * scaled
+                dx_logvar[i, j] = scale * half * (one - square)
         nll[i] = half * total
 
 
@@ -192,7 +204,9 @@ _GAUSSIAN = (_gaussian_nll_numpy, _gaussian_nll_numba, _gaussian_nll_cuda)
 
 
 # ---------------------------------------------------------------------- Gaussian, fixed variance
-def gaussian_fixed_nll_forward(x_mu: Any, x: Any, *, variance: float = 1.0) -> Any:
+def gaussian_fixed_nll_forward(
+    x_mu: Any, x: Any, *, variance: float = 1.0, gradient: bool = True
+) -> Any:
     """-log N(x; x_mu, variance) of each row, in nats, with one fixed variance.
 
     nll = 1/2 sum_d log(2 pi variance) + (x - x_mu)^2 / variance
@@ -200,7 +214,8 @@ def gaussian_fixed_nll_forward(x_mu: Any, x: Any, *, variance: float = 1.0) -> A
     Returns nll (B,), saved.
     Raises ValueError if the shapes differ or variance <= 0, TypeError if dtypes or devices differ.
     """
-    return _nll({"x_mu": x_mu}, x, None, _GAUSSIAN_FIXED, fixed_constants(variance, x_mu))
+    constants = fixed_constants(variance, x_mu)
+    return _nll({"x_mu": x_mu}, x, None, _GAUSSIAN_FIXED, constants, gradient)
 
 
 def gaussian_fixed_nll_backward(dout: Any, saved: tuple) -> tuple:
@@ -237,7 +252,8 @@ def fixed_constants(variance: float, x_mu: Any) -> tuple:
 
 
 def _gaussian_fixed_nll_numpy(x_mu, x, rate, nll, dx_mu, precision, constant):
-    dx_mu[:] = rate[:, None] * precision * (x_mu - x)
+    if dx_mu is not None:
+        dx_mu[:] = rate[:, None] * precision * (x_mu - x)
     nll[:] = 0.5 * (constant + precision * (x_mu - x) ** 2).sum(axis=1)
 
 
@@ -249,7 +265,8 @@ def _gaussian_fixed_nll_numba(x_mu, x, rate, nll, dx_mu, precision, constant):
         for j in range(x.shape[1]):
             a = x_mu[i, j] - x[i, j]
             total += constant + precision * a * a
-            dx_mu[i, j] = scale * a
+            if dx_mu is not None:
+                dx_mu[i, j] = scale * a
         nll[i] = half * total
 
 
