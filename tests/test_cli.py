@@ -398,6 +398,16 @@ def test_what_cannot_be_resumed(here, run):
         assert "config.json is damaged" in fails("train", "--resume", "--out", run)
 
 
+def test_an_autoencoder_bounds_nothing(here):
+    printed = done("train", "digits", "--model", "ae", "--epochs", 1, *SMALL, "--out", "a")
+    assert "it bounds no likelihood" in printed
+    assert "ELBO" not in printed
+    assert "loss, bounds no likelihood" in done("evaluate", "a")
+    assert "but --model ae is a plain loss" in fails("evaluate", "a", "--samples", 3)
+    for command in ("sample", "reconstruct", "interpolate", "traverse", "encode"):
+        done(command, "a")
+
+
 # ------------------------------------------------------------------------------------------ labels
 def test_a_model_of_labels(here):
     """Training, pictures and checks ask the data set for its labels."""

@@ -353,12 +353,12 @@ def evaluate(
     """Give the ELBO, its terms, log p(x), and the use of the latents."""
     opened = runs.open_run(run, device)
     model = opened.model
-    if samples and model.likelihood_.is_loss:
-        raise ValueError("--samples estimates a log-likelihood, but bce is a plain loss")
+    if samples:
+        runs.Config("", model.get_params()).check_samples()
     rows, y = _rows(opened, source, split, data_dir, array)
     rows, y = rows[:limit], None if y is None else y[:limit]
     result, K, log_p = model.evaluate(rows, y), 100 if samples is None else samples, None
-    if K and not model.likelihood_.is_loss:
+    if K and not model.is_loss:
         with out.status(f"estimating log p(x), {K} samples a row"):
             log_p = float(model.log_likelihood(rows, K, y=y).mean(dtype=np.float64))
     say(out, "model", str(run))

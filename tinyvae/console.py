@@ -234,7 +234,7 @@ def show_evaluation(
     table = Table("mean of the rows", Column("nats", justify="right"),
                   Column("bits/dimension", justify="right"))  # fmt: skip
     bounds = {"ELBO": result.elbo, f"log p(x), {samples} samples": log_p}
-    if model.likelihood_.is_loss:
+    if model.is_loss:
         table.add_row("loss, bounds no likelihood", f"{-result.elbo:.3f}")
         bounds = {}
     for name, nats in bounds.items():

@@ -274,6 +274,11 @@ class VAE(Parameters):
         return self._kind().labels != "ignored"
 
     @property
+    def is_loss(self) -> bool:
+        """Whether what it trains on bounds no log p(x): -score is a loss then."""
+        return self._likelihood().is_loss or not self._kind().bound
+
+    @property
     def needs_labels(self) -> bool:
         """Whether the model cannot do without y."""
         return self._kind().labels == "needed"

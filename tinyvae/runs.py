@@ -63,7 +63,14 @@ class Config:
     @property
     def is_loss(self) -> bool:
         """Whether the objective bounds no likelihood, and is called a loss."""
-        return self.options["likelihood"] == "bce"
+        return VAE(**self.options).is_loss
+
+    def check_samples(self) -> None:
+        """Raise ValueError if there is no log p(x) to estimate."""
+        if self.is_loss:
+            bce = self.options["likelihood"] == "bce"
+            name = "bce" if bce else f"--model {self.options['model']}"
+            raise ValueError(f"--samples estimates a log-likelihood, but {name} is a plain loss")
 
     @classmethod
     def read(cls, folder: Path) -> Config:
@@ -215,8 +222,8 @@ def plan(given: dict[str, Any], command: str) -> tuple[RunFolder, Config]:
     config.versions["device"] = devices.resolve(wanted)
     folder.check_free(overwrite="overwrite" in given)
     config.samples = given.get("samples", config.samples)
-    if config.samples and config.is_loss:
-        raise ValueError("--samples estimates a log-likelihood, but bce is a plain loss")
+    if config.samples:
+        config.check_samples()
     if config.options["patience"] is not None and not config.validation:
         raise ValueError("--patience needs validation rows: leave out --no-validation")
     config.commands.append(command)

@@ -28,7 +28,7 @@ from .optim import Adam, gradient_norm
 from .parallel import Shards, keep_freed_memory, on_gpu, serial, shard_count
 from .recorded import RecordedStep
 from .schedules import Schedule
-from .tensor import NonFiniteError, Tensor, detect_nonfinite
+from .tensor import NonFiniteError, Tensor, detect_nonfinite, no_grad
 
 # What the record of an epoch holds for every model; the model's own log comes beside it.
 RECORDED = frozenset(
@@ -309,6 +309,8 @@ class Run:
         progress, settings = self.progress, self.settings
         nll, kl, count = progress.sums
         shown = self.validation if self.validation is not None else self._first_rows()
+        with no_grad():
+            self.network.after_epoch(self._first_rows())
         result = evaluate(self.network, shown, seed=settings.seed)
         record: dict[str, Any] = {
             "epoch": progress.epoch + 1,

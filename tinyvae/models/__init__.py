@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from .ae import AE
 from .base import Model, Parts, Spec
 from .correlation import Factor, TotalCorrelation
 from .cvae import CVAE
@@ -18,6 +19,7 @@ from .world import World
 
 _ALL: tuple[type[Spec], ...] = (
     VAE,
+    AE,
     IWAE,
     CVAE,
     M2,

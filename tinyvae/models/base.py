@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import priors
-from ..batches import Batch
+from ..batches import Batch, Rows
 from ..likelihoods import Likelihood
 from ..nn import Module, Sequential
 from ..objectives import Terms
@@ -94,6 +94,9 @@ class Model(Module):
     def after_step(self, terms: Terms) -> None:
         """Called after each update with the terms of its batch: moving averages and the like."""
 
+    def after_epoch(self, rows: Rows) -> None:
+        """Called after each epoch with training rows, without recording; sets buffers."""
+
 
 STANDARD = priors.Standard()
 
@@ -160,12 +163,13 @@ class Spec:
     takes: what it can be combined with, of "prior", "flow", "free_bits", "own" (networks of the
     user's), "missing" (its nll heeds the batch's mask), "corruption" (its encoder sees
     `batch.seen`).  labels: "ignored", "needed", or "optional": some may be unknown at fit, all
-    later.
+    later.  bound: whether -(nll + kl) bounds log p(x), under a likelihood; else it is a loss.
     """
 
     name: ClassVar[str]
     takes: ClassVar[frozenset[str]] = frozenset({"prior", "flow", "free_bits", "own"})
     labels: ClassVar[str] = "ignored"
+    bound: ClassVar[bool] = True
 
     def build(self, parts: Parts) -> Model:
         """The model, with first weights."""
