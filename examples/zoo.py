@@ -44,8 +44,8 @@ VARIANTS = {
     "VQ-VAE": ({"model": "vq:codes=32:size=8:positions=6"}, ""),
     "ladder of two": ({"model": "ladder:5"}, ""),
     "bottom-up of two": ({"model": "bottomup:5"}, ""),
-    "sequence of lines": ({"model": "sequence"}, ""),
-    "transformer of lines": ({"model": "sequence:transformer"}, ""),
+    "sequence of lines": ({"model": "sequence", "hidden": (200,)}, ""),
+    "transformer of lines": ({"model": "sequence:transformer", "hidden": (64,)}, ""),
     "denoising": ({"corruption": "noise:0.3"}, ""),
     "VAE-GAN": ({"model": "gan"}, "loss"),
 }

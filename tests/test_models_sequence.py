@@ -428,5 +428,24 @@ def test_values_of_different_lengths():
     assert vae.history_[-1]["elbo"] > vae.history_[0]["elbo"] + 2
     assert np.isfinite(vae.elbo(x)).all()
     assert np.isfinite(vae.sample(3, 0, mean=False)).all()
+    ends = np.where(np.isnan(x[:5]), 9.0, x[:5])  # another padding, which nobody sees
+    batch, other = (Batch(rows, mask=~np.isnan(x[:5])) for rows in (np.nan_to_num(x[:5]), ends))
+    np.testing.assert_array_equal(*(vae.network_.code(b)[0].data for b in (batch, other)))
+    np.testing.assert_allclose(vae.transform(x[:5]), vae.network_.code(batch)[0].data, atol=1e-5)
     with pytest.raises(ValueError, match="impute needs a model whose p"):
         vae.impute(x[:5])
+
+
+def test_a_wrong_symbol_is_found_by_what_comes_before_it():
+    """Contributions to -log p(x | z): the steps before are the true ones."""
+    x = grammar(400, 0)
+    vae = tv.VAE(
+        2, model="sequence", likelihood="tokens:3", hidden=(32,), epochs=15, batch_size=20,
+        learning_rate=5e-3, random_state=0,
+    )  # fmt: skip
+    detector = tv.AnomalyDetector(vae, score="elbo").fit(x)
+    wrong = np.array([[0, 1, 0, 0, 1, 0], [1, 2, 2, -1, -1, -1]])
+    found = detector.contributions(wrong)
+    assert found.argmax(axis=1).tolist() == [3, 2]
+    assert (found[1, 4:] == 0).all()
+    assert detector.predict(wrong).tolist() == [-1, -1]

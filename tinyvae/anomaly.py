@@ -87,7 +87,7 @@ class AnomalyDetector(Parameters):
         likelihood = vae.likelihood_
         with no_grad():
             for _, batch in vae._checked_rows(X, "X").in_order(BATCH):
-                output = vae.network_.reconstruct(batch)
+                output = vae.network_.scored(batch)
                 if self.score == "reconstruction":
                     each = (batch.x - likelihood.mean(output)) ** 2
                     each = each if batch.mask is None else each * batch.mask

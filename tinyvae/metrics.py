@@ -69,7 +69,7 @@ def active_units(mu: np.ndarray) -> int:
 def encode(model: Model, rows: Rows, *, batch_size: int = 512) -> tuple:
     """Mean and log-variance of q(z | x) for all rows, each (N, Z)."""
     with no_grad():
-        parts = [model.encode(batch.x, batch.y) for _, batch in rows.in_order(batch_size)]
+        parts = [model.code(batch) for _, batch in rows.in_order(batch_size)]
     columns = (np.concatenate([part[i].data for part in parts]) for i in (0, 1))
     return tuple(devices.to_host(column) for column in columns)
 
@@ -87,7 +87,7 @@ def terms(
             posterior = model.posterior(batch)
             found = model.evaluation(batch, _draw(batch, seed, start), posterior)
             log = {k: np.broadcast_to(_array(v), len(batch)) for k, v in found.log.items()}
-            code = posterior if model.gaussian else model.encode(batch.x, batch.y)
+            code = posterior if model.gaussian else model.code(batch)
             parts.append((_array(found.nll), _array(found.kl), log, *map(_array, code)))
     nll, kl, mu, logvar = (np.concatenate([part[i] for part in parts]) for i in (0, 1, 3, 4))
     log = {name: np.concatenate([part[2][name] for part in parts]) for name in parts[0][2]}

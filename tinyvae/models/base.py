@@ -56,6 +56,10 @@ class Model(Module):
         """Mean and log-variance of q(z | x), each (B, Z)."""
         raise NotImplementedError
 
+    def code(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """`encode` of a batch, with regard to its mask where the encoder has any."""
+        return self.encode(batch.x, batch.y)
+
     def decode(self, z: Any, y: Any = None) -> Tensor:
         """Raw parameters of p(x | z)."""
         raise NotImplementedError
@@ -82,7 +86,7 @@ class Model(Module):
 
     def reconstruct(self, batch: Batch) -> Any:
         """Raw parameters of p(x | z) at each row's own code, an array."""
-        return self.decode(self.encode(batch.x, batch.y)[0], batch.y).data
+        return self.decode(self.code(batch)[0], batch.y).data
 
     def groups(self) -> list[Group]:
         """Parameters with a learning rate of their own: networks that are trained beside this one.
@@ -90,6 +94,10 @@ class Model(Module):
         Their loss is added to `loss`; `nn.frozen` and `detach` keep the gradients apart.
         """
         return []
+
+    def scored(self, batch: Batch) -> Any:
+        """What `reconstruct` gives, but where steps depend on earlier ones, after the true ones."""
+        return self.reconstruct(batch)
 
     def after_step(self, terms: Terms) -> None:
         """Called after each update with the terms of its batch: moving averages and the like."""

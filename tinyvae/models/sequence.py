@@ -265,7 +265,11 @@ class SequenceVAE(Model):
     # ----------------------------------------------------------------------- what can be asked
     def encode(self, x: Any, y: Any = None) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z | x), each (B, Z); with a flow, where it takes the mean."""
-        mu, logvar, *context = self.posterior(Batch(x))
+        return self.code(Batch(x))
+
+    def code(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Likewise, of the steps that count."""
+        mu, logvar, *context = self.posterior(batch)
         return (self.flow.forward(mu, *context)[0] if self.flow else mu), logvar
 
     def posterior(self, batch: Batch) -> tuple:
@@ -277,6 +281,10 @@ class SequenceVAE(Model):
         """Raw parameters at each step, after the most likely (or mean) steps before it."""
         raw, _ = self._write(z, lambda raw, t: self.likelihood.mean(raw))
         return raw
+
+    def scored(self, batch: Batch) -> Any:
+        """Raw parameters at each row's own code, after the true steps before, an array."""
+        return self.score(self.code(batch)[0], self._filled(batch)).data
 
     def sample(self, n: int, draw: Draw, y: Any = None) -> Any:
         """n sequences x, drawn step by step: each is what the next one follows."""
