@@ -270,3 +270,17 @@ def test_a_program_reads_its_rows_itself(kind, binarize, shards, monkeypatch, rn
 )
 def test_other_rows_are_read_beforehand(rows):
     assert isinstance(rows.draw(np.arange(3), stream=Stream.BINARIZE, step=0), batches.Batch)
+
+
+def test_large_layers_are_recorded_too():
+    """Their gradients lie in memory that is kept, and is no other array's."""
+    network = vae.build(
+        "mlp", (300,), 3, hidden=(120,), channels=(), activation="relu", seed=0
+    )  # fmt: skip
+    assert network.parameters()[0].data.nbytes > 2**17
+    x = np.ones((8, 300), np.float32)
+    optimizer = optim.Adam(network.parameters())
+    with train.Step(network, optimizer, settings_of()) as step:
+        for _ in range(4):
+            step(x)
+        assert [r.state for r in step._recorded.values() if r is not None] == ["ready"]

@@ -28,6 +28,7 @@ from tinyvae_kernels import (
     cuda_problem,
     cupy_device,
     is_device_array,
+    is_view,
     run_programs,
     threads,
 )
@@ -139,6 +140,7 @@ __all__ = [
     "cpu_backend",
     "describe",
     "is_device_array",
+    "is_view",
     "move",
     "of",
     "peak_memory",

@@ -242,7 +242,7 @@ def _backward(out: Tensor, dout: np.ndarray, retain_graph: bool) -> None:
                 if tensor.node is None:
                     # an op may hand on dout itself, a view of it, or one array for two inputs:
                     # a leaf gets its own
-                    shared = gradient is incoming or hasattr(gradient.base, "dtype")
+                    shared = gradient is incoming or devices.is_view(gradient)
                     shared = shared or sum(g is gradient for g in gradients) > 1
                     _accumulate(tensor, gradient.copy() if shared else gradient)
                 elif tensor.node in pending:  # used twice: the gradients add up

@@ -93,3 +93,11 @@ def test_threads_get_memory_of_their_own():
         thread.join()
     assert sorted(found) == [0, 1, 2, 3]
     assert not errors
+
+
+def test_what_is_a_view():
+    array = _memory.empty((2, 2**17), np.float32)
+    assert not kernels.is_view(array)
+    assert not kernels.is_view(np.empty(3))
+    for view in (array[1], array.reshape(-1), array.T, np.empty((2, 3)).T, array[:]):
+        assert kernels.is_view(view)

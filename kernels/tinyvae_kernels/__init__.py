@@ -15,6 +15,7 @@ from typing import Any
 
 from ._cuda import cuda_problem, cupy_device, is_device_array
 from ._dispatch import BACKENDS, BackendError, backend, cpu_backend, empty, numba_problem
+from ._memory import is_view
 from ._memory import release as release_memory
 from ._program import Cell, Program, run_programs
 from ._threads import cores, threads
@@ -176,6 +177,7 @@ __all__ = [
     "im2col_backward",
     "im2col_forward",
     "is_device_array",
+    "is_view",
     "log_mean_exp_backward",
     "log_mean_exp_forward",
     "logistic_mixture_nll_backward",

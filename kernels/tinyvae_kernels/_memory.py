@@ -61,6 +61,12 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return np.ndarray(shape, dtype, lent)
 
 
+def is_view(array: Any) -> bool:
+    """Whether an array looks at the memory of another one, which others may hold."""
+    base = array.base
+    return hasattr(base, "dtype") and not isinstance(base, _Lent)
+
+
 def release() -> None:
     """Give all kept memory back."""
     _kept.clear()
