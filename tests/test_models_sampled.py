@@ -209,3 +209,16 @@ def test_the_weights_are_those_of_the_elbo_in_the_mean(rng):
         VAENetwork.log_weights(plain, batch, draw(5)),
         rtol=1e-9,
     )
+
+
+def test_a_traverse_goes_over_the_quantiles_of_a_learned_prior(bits):
+    model = tv.VAE(**TINY, prior="gaussian", epochs=1).fit(bits)
+    model.network_.prior.mu.data[:], model.network_.prior.logvar.data[:] = [2, -1, 0], [0, 1, -2]
+    seen = []
+    model.decode = lambda z, y=None: seen.append(z) or np.zeros((len(z), 64))
+    model.traverse(steps=5)
+    z = seen[0].reshape(3, 5, 3)
+    np.testing.assert_allclose(z[0, 0, 1:], [-1, 0], atol=0.1)  # the others stay at the mean
+    for j, (mean, sigma) in enumerate(((2, 1), (-1, np.exp(0.5)), (0, np.exp(-1)))):
+        expected = mean + sigma * np.array([-1.96, 0, 1.96])
+        np.testing.assert_allclose(z[j, ::2, j], expected, atol=0.15 * sigma + 0.05)

@@ -560,13 +560,24 @@ class VAE(Parameters):
             raise ValueError(f"steps must be >= 2, got {steps}")
         self._check_fitted()
         Z, dtype = self.network_.latent_dim, DTYPES[self.dtype]
-        base = np.zeros((1, Z), dtype) if x is None else self.encode(np.asarray(x)[None], y)[0]
-        quantiles = [NormalDist().inv_cdf(p) for p in np.linspace(0.025, 0.975, steps)]
-        z = np.repeat(np.repeat(base, steps, axis=0)[None], Z, axis=0)  # (Z, steps, Z)
-        for j in range(Z):
-            z[j, :, j] = quantiles
+        mean, quantiles = self._of_prior(np.linspace(0.025, 0.975, steps), Z)
+        base = mean if x is None else self.encode(np.asarray(x)[None], y)[0]
+        z = np.repeat(np.repeat(base.astype(dtype), steps, axis=0)[None], Z, axis=0)
+        for j in range(Z):  # z: (Z, steps, Z)
+            z[j, :, j] = quantiles[:, j]
         rows = self.decode(z.reshape(Z * steps, Z), y)
         return rows.reshape(Z, steps, *self.row_shape_)
+
+    def _of_prior(self, probabilities: np.ndarray, Z: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (1, Z) and quantiles (P, Z) of the prior, each dimension; from its samples."""
+        prior, _ = self._specs()
+        if prior == priors.Standard():
+            exact = [[NormalDist().inv_cdf(p)] * Z for p in probabilities]
+            return np.zeros((1, Z)), np.array(exact)
+        like = self.network_.parameters()[0].data
+        draw = Draw(4096, seed=self.seed_, stream=Stream.SAMPLE, dtype=like.dtype, like=like)
+        z = devices.to_host(self.network_.prior.sample(draw.rows, draw))
+        return z.mean(axis=0, keepdims=True), np.quantile(z, probabilities, axis=0)
 
     # --------------------------------------------------------------------------------- evaluation
     def elbo(self, X: Any, random_state: Any = None, *, y: Any = None) -> np.ndarray:
