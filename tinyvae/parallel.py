@@ -31,11 +31,13 @@ WORTH_A_THREAD = 4_000_000
 def shard_count(network: Module, batch_size: int) -> int:
     """How many shards a step of that size is worth: one for each core, or one if it is small.
 
-    One, too, if the network couples the rows of a batch (`Module.couples_rows`) or lies on a GPU.
+    A network that decodes several samples of z for a row says so by `samples`.  One shard if it
+    couples the rows of a batch (`Module.couples_rows`) or lies on a GPU.
     """
     if network.couples() or on_gpu(network):
         return 1
-    work = batch_size * sum(tensor.size for tensor in network.parameters())
+    rows = batch_size * getattr(network, "samples", 1)
+    work = rows * sum(tensor.size for tensor in network.parameters())
     return max(1, min(cores(), batch_size, work // WORTH_A_THREAD))
 
 
