@@ -352,6 +352,46 @@ def test_other_sizes_after_fit(digits, fitted):
             call()
 
 
+# -------------------------------------------------------------------------- what the KL may cost
+def test_the_kl_goes_where_it_is_pressed_to(digits, tmp_path):
+    """A capacity, from below and in time; free bits keep as many as they leave free."""
+    options = TINY | {
+        "latent_dim": 4, "hidden": (32,), "likelihood": "bce", "epochs": 30, "batch_size": 100,
+        "learning_rate": 3e-3,
+    }  # fmt: skip
+    x = digits[:500]
+    for capacity in (2, 5):
+        vae = tv.VAE(**options, beta=30.0, kl_schedule=f"capacity:0:{capacity}:15").fit(x)
+        assert vae.evaluate(x).kl == pytest.approx(capacity, abs=0.3)
+    vae.save(tmp_path / "m")
+    assert tv.load(tmp_path / "m").score(x) == vae.score(x)
+    plain = tv.VAE(**options, beta=20.0).fit(x)
+    assert plain.evaluate(x).kl < 0.5
+    for bits, expected in (("total:3", 3.0), (tv.objectives.Group(0.5, 2), 1.0)):
+        vae = tv.VAE(**options, beta=20.0, free_bits=bits).fit(x)
+        assert 0.6 * expected < vae.evaluate(x).kl < expected + 0.4  # where plain has given up
+        vae.save(tmp_path / "m")
+        assert tv.load(tmp_path / "m").score(x) == vae.score(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"free_bits": "total:1", "model": "cvae"},
+            "does not take free_bits of groups",
+        ),
+        ({"kl_schedule": "capacity", "model": "cvae"}, "does not take a capacity as kl_schedule"),
+        ({"kl_schedule": "capacity", "free_bits": 1.0}, "both say what the KL may cost"),
+        ({"kl_schedule": "capacity", "prior": "mixture:3"}, "a capacity needs the closed-form KL"),
+        ({"free_bits": "total:1", "model": "vae:3"}, "free_bits needs the closed-form KL"),
+    ],
+)
+def test_costs_that_do_not_go_together(digits, options, message):
+    with pytest.raises(ValueError, match=message):
+        tv.VAE(**TINY | {"likelihood": "bce"} | options).fit(digits[:9], np.zeros(9, int))
+
+
 # ------------------------------------------------------------------------------------ saved models
 def test_save_and_load(digits, tmp_path):
     options = TINY | {

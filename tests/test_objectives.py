@@ -8,10 +8,22 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from tinyvae import gradcheck, ops
+from tinyvae import gradcheck, ops, spelling
+from tinyvae.batches import Batch
 from tinyvae.likelihoods import Bernoulli, Gaussian
 from tinyvae.models import vae
-from tinyvae.objectives import ESTIMATORS, aggregate_log_weights, elbo, kl_terms
+from tinyvae.objectives import (
+    ESTIMATORS,
+    FREE_BITS,
+    Group,
+    Total,
+    Towards,
+    aggregate_log_weights,
+    elbo,
+    free_bits,
+    kl_terms,
+)
+from tinyvae.ops.noise import Draw
 
 LIKELIHOODS = [Bernoulli(), Gaussian(variance=0.5), Gaussian("learned")]
 
@@ -194,3 +206,93 @@ def test_wrong_weights_are_refused():
         aggregate_log_weights(3, 5, "msw")
     with pytest.raises(ValueError, match="a batch of 6 rows cannot be from a data set of 5"):
         aggregate_log_weights(6, 5)
+
+
+# --------------------------------------------------------------------- what the KL is pressed with
+def pressed(cost, rng, likelihood=LIKELIHOODS[0]):
+    """A network with that cost, three rows, and their KL by hand, (B, Z)."""
+    plain, x = network(likelihood), batch(likelihood, rng)
+    net = vae.PressedVAE(plain.encoder, plain.decoder, 2, likelihood=likelihood, cost=cost)
+    mu, logvar = (t.data for t in net.encode(x))
+    return net, Batch(x), 0.5 * (mu**2 + np.exp(logvar) - 1 - logvar)
+
+
+def loss_of(net, rows, beta=1.0):
+    return net.loss(rows, Draw(3, seed=0, dtype=np.float64), beta=beta, rows=3)
+
+
+COSTS = [
+    Group(0.001), Group(0.02, 2), Total(0.03), Group(5.0), Total(5.0), Towards(7.0), Towards(0.5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=str)
+@pytest.mark.parametrize("cost", COSTS, ids=repr)
+@pytest.mark.parametrize("beta", [0.004, 1.5])
+def test_gradient_of_every_cost(cost, likelihood, beta, rng):
+    net, rows, _ = pressed(cost, rng, likelihood)
+    assert gradcheck(lambda *_: loss_of(net, rows, beta).loss, *net.parameters()) < 1e-6
+
+
+def test_costs_are_those_of_the_papers(rng):
+    net, rows, kl = pressed(Group(0.0), rng)
+    nll = loss_of(net, rows).nll.mean()
+    mean = kl.mean(axis=0)
+    floor = mean.mean()  # above one of the two dimensions, below the other
+    for cost, beta, expected in (
+        (Group(0.0), 0.3, 0.3 * mean.sum()),
+        (Group(floor), 0.3, 0.3 * np.maximum(mean, floor).sum()),
+        (Group(0.1, 2), 0.3, 0.3 * max(mean.sum(), 0.1)),
+        (Group(0.1, 9), 0.3, 0.3 * max(mean.sum(), 0.1)),
+        (Total(0.1), 0.3, 0.3 * max(mean.sum(), 0.1)),
+        (Towards(20.0), 0.5, 20 * abs(mean.sum() - 0.5)),
+        (Towards(20.0), 0.0, 20 * mean.sum()),
+    ):
+        net.cost = cost
+        found = loss_of(net, rows, beta)
+        np.testing.assert_allclose(found.loss.item(), nll + expected, rtol=1e-12)
+        np.testing.assert_allclose(found.loss.item(), -found.elbo.mean(), rtol=1e-12)
+        np.testing.assert_allclose(found.kl, kl.sum(axis=1), rtol=1e-12)
+        terms = net.evaluation(rows, Draw(3, seed=0, dtype=np.float64))
+        np.testing.assert_allclose(terms.elbo, -(terms.nll + kl.sum(axis=1)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("cost", [Group(9.0), Group(9.0, 2), Total(9.0)], ids=repr)
+def test_below_the_floor_the_kl_has_no_gradient(cost, rng):
+    """The gradient is that of the reconstruction alone, exactly; above, the KL's comes to it."""
+    net, rows, _ = pressed(cost, rng)
+
+    def gradients(beta):
+        net.zero_grad()
+        loss_of(net, rows, beta).loss.backward()
+        return [tensor.grad.copy() for tensor in net.parameters()]
+
+    for one, other in zip(gradients(1.0), gradients(0.0), strict=True):
+        np.testing.assert_array_equal(one, other)
+    net.cost = Total(0.0)
+    assert any((a != b).any() for a, b in zip(gradients(1.0), gradients(0.0), strict=True))
+
+
+def test_without_a_floor_it_is_the_elbo(rng):
+    net, rows, _ = pressed(Group(0.0), rng)
+    eps = Draw(3, seed=0, dtype=np.float64).normal(2)
+    expected = elbo(net, rows.x, eps, likelihood=net.likelihood, beta=0.7)
+    np.testing.assert_allclose(
+        loss_of(net, rows, 0.7).loss.item(), expected.loss.item(), rtol=1e-12
+    )
+
+
+def test_free_bits_as_text():
+    assert free_bits("0.5") == free_bits(0.5) == 0.5
+    assert free_bits("group:0.5:4") == Group(0.5, 4)
+    assert free_bits("total:8") == Total(8.0)
+    assert spelling.spell(Total(8.0), FREE_BITS) == "total:8.0"
+    for text, message in (
+        ("-1", "free_bits must be finite and >= 0, got '-1'"),
+        ("nan", "free_bits must be finite and >= 0"),
+        ("grup:1", "unknown free_bits 'grup': did you mean 'group'"),
+        ("group:-1", "nats must be >= 0 and size >= 1"),
+        ("group:1:0", "nats must be >= 0 and size >= 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            free_bits(text)

@@ -172,10 +172,11 @@ Variance = Annotated[str | None, _option(
     default="1", **_of)]
 Beta = Annotated[float | None, _option("Weight of the KL.", unit="X", default="1", **_of)]
 KLSchedule = Annotated[str | None, _option(
-    "Factor of beta over the epochs: linear:0:1:10, cyclical:0:1:5, ..", unit="X",
-    default="1", **_of)]
-FreeBits = Annotated[float | None, _option(
-    "Nats of KL that cost nothing, per latent dimension.", unit="X", default="0", **_of)]
+    "Factor of beta over the epochs: linear:0:1:10, cyclical:0:1:5, .. Or the nats that the KL is "
+    "pressed to, with weight beta: capacity:0:25:50.", unit="X", default="1", **_of)]
+FreeBits = Annotated[str | None, _option(
+    "Nats of KL that cost nothing, per latent dimension; or group:0.5:4, total:8.", unit="X",
+    default="0", **_of)]
 
 _of = {"panel": "Optimization"}
 Epochs = Annotated[int | None, _option(

@@ -24,6 +24,7 @@ from . import (
     likelihoods,
     metrics,
     models,
+    objectives,
     ops,
     priors,
     saved,
@@ -68,7 +69,9 @@ class VAE(Parameters):
     corruption: "noise:0.3", "mask:0.2" or "salt:0.1" damages what the encoder sees in training,
     while the decoder has to give the clean row (Im et al. 2017).
     beta, kl_schedule: weight of the KL is beta times the schedule, a number, a text such as
-    "linear:0:1:10", or a function of the time in epochs.  free_bits: nats per dimension and row.
+    "linear:0:1:10", or a function of the time in epochs; "capacity:0:25:50" instead presses the KL
+    to so many nats, with weight beta.  free_bits: nats per dimension and row, or in a batch's mean
+    per group of latents ("group:0.5:4") or of all ("total:8").
     learning_rate: a number or a schedule.  clip_norm: largest gradient norm.  patience: stop when
     the validation ELBO has not risen for so many epochs, and keep the best weights.
     random_state: None, an int or a NumPy generator.  dtype: "float32" or "float64".
@@ -157,7 +160,7 @@ class VAE(Parameters):
                 not isinstance(n, (int, np.integer)) or n < 1 for n in sizes
             ):
                 raise ValueError(f"{name} must be whole numbers >= 1, got {sizes!r}")
-        for name in ("beta", "free_bits", "weight_decay"):
+        for name in ("beta", "weight_decay"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
@@ -177,7 +180,8 @@ class VAE(Parameters):
         networks.check_names(self.architecture, self.activation)
         prior, flow = self._specs()
         self._kind().check(
-            prior=prior, flow=flow, free_bits=self.free_bits, own=self._own(),
+            prior=prior, flow=flow, free_bits=objectives.free_bits(self.free_bits),
+            capacity=self._capacity(), own=self._own(),
             likelihood=self._likelihood(), missing=self.missing,
             corruption=corruptions.resolve(self.corruption),
         )  # fmt: skip
@@ -192,6 +196,11 @@ class VAE(Parameters):
 
     def _likelihood(self) -> likelihoods.Likelihood:
         return likelihoods.resolve(self.likelihood, self.variance)
+
+    def _capacity(self) -> float | None:
+        """The weight of |KL - C|, if kl_schedule is a capacity C."""
+        capacity = isinstance(schedules.parse(self.kl_schedule), schedules.Capacity)
+        return self.beta if capacity else None
 
     def _own(self) -> tuple[Callable, Callable] | None:
         """The user's own networks."""
@@ -334,7 +343,8 @@ class VAE(Parameters):
         own, dtype = self._own(), DTYPES[self.dtype]
         parts = Parts(
             self.data_shape_, int(self.latent_dim), self.likelihood_, self.architecture,
-            tuple(self.hidden), tuple(self.channels), self.activation, prior, flow, self.free_bits,
+            tuple(self.hidden), tuple(self.channels), self.activation, prior, flow,
+            objectives.free_bits(self.free_bits), self._capacity(),
             classes=0 if self.classes_ is None else len(self.classes_),
             condition=0 if self.labels_ is None else self.labels_.size,
             own=None if own is None else copy.deepcopy(own),
@@ -379,11 +389,12 @@ class VAE(Parameters):
         epochs: int | None = None,
     ) -> Run:
         schedule = schedules.parse(self.kl_schedule)
+        factor = self.beta if self._capacity() is None else 1.0  # a capacity is in nats
         settings = Settings(
             epochs=epochs or int(self.epochs),
             batch_size=int(self.batch_size),
             learning_rate=schedules.parse(self.learning_rate),
-            kl_weight=lambda epoch: self.beta * schedule(epoch),
+            kl_weight=lambda epoch: factor * schedule(epoch),
             seed=self.seed_,
             clip_norm=self.clip_norm,
             patience=self.patience,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from . import ops
+from . import ops, spelling
 from ._text import unknown
 from .likelihoods import Likelihood
 from .tensor import Tensor
@@ -68,6 +69,74 @@ def elbo(
         output, x, mu, logvar, beta=beta, free_bits=free_bits, batch=batch or len(x), **options
     )
     return Terms(loss, loss.saved.nll, loss.saved.kl, loss.saved.elbo)
+
+
+# --------------------------------------------------------------------- what the KL is pressed with
+@dataclass(frozen=True)
+class Group:
+    """Free bits of groups of latent dimensions: `size` neighbours each, in a batch's mean.
+
+    sum_g max(nats, mean_b KL_bg)                                  Kingma et al. 2016, equation 15
+    Below the floor a group's KL has no gradient.
+    Raises ValueError for a floor below 0, or no size.
+    """
+
+    name: ClassVar[str] = "group"
+    nats: float
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.nats < math.inf and self.size >= 1):
+            raise ValueError(f"nats must be >= 0 and size >= 1, got {self.nats} and {self.size}")
+
+    def __call__(self, kl: Tensor, beta: Any) -> Tensor:
+        """kl: (B, Z) nats, of each dimension.  Returns beta times the sum, one number."""
+        mean, Z = ops.mean(kl, axis=0), kl.shape[1]
+        groups = [ops.sum(mean[j : j + self.size]) for j in range(0, Z, self.size)]
+        total = ops.clip(groups[0], low=self.nats)
+        for group in groups[1:]:
+            total = total + ops.clip(group, low=self.nats)
+        return beta * total
+
+
+@dataclass(frozen=True)
+class Total(Group):
+    """The same with all dimensions in one group: max(nats, mean_b KL_b)."""
+
+    name: ClassVar[str] = "total"
+    size: int = field(default=2**31, init=False)
+
+
+@dataclass(frozen=True)
+class Towards:
+    """gamma |mean_b KL_b - C|: the KL is pressed to C nats, from either side.
+
+    Burgess et al. 2018, equation 3; C comes in beta's place (schedules.Capacity).
+    """
+
+    gamma: float
+
+    def __call__(self, kl: Tensor, capacity: Any) -> Tensor:
+        """kl: (B, Z) nats, of each dimension; capacity: C.  Returns one number."""
+        away = ops.sum(ops.mean(kl, axis=0)) - capacity
+        return away * (self.gamma if away.data > 0 else -self.gamma)
+
+
+FREE_BITS: dict[str, type] = {"group": Group, "total": Total}
+
+
+def free_bits(value: Any) -> float | Group:
+    """Nats for each dimension and row, a number, or of groups: "group:0.5:4", "total:8".
+
+    Raises ValueError for a number below 0 and for a text that is neither.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return spelling.parse(value, FREE_BITS, "free_bits")
+    if not 0 <= number < math.inf:
+        raise ValueError(f"free_bits must be finite and >= 0, got {value!r}")
+    return number
 
 
 # ------------------------------------------------------------------------------ total correlation

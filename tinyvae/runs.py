@@ -308,6 +308,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "image_shape": numbers,
     "variance": _number_or_text,
     "kl_schedule": _number_or_text,
+    "free_bits": _number_or_text,
     "learning_rate": _number_or_text,
     "binarize": lambda text: None if text == "none" else text,
     "corruption": lambda text: None if text == "none" else text,

@@ -13,7 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from . import checkpoint, corruptions, flows, likelihoods, models, priors, schedules, spelling
+from . import (
+    checkpoint,
+    corruptions,
+    flows,
+    likelihoods,
+    models,
+    objectives,
+    priors,
+    schedules,
+    spelling,
+)
 from .labels import Labels
 from .train import Progress, Run
 
@@ -110,6 +120,8 @@ def plain_parameters(model: Any) -> dict[str, Any]:
             parameters[name] = spelling.spell(parameters[name], kinds)
     if not isinstance(parameters["corruption"], (str, type(None))):
         parameters["corruption"] = spelling.spell(parameters["corruption"], corruptions.KINDS)
+    if isinstance(parameters["free_bits"], objectives.Group):
+        parameters["free_bits"] = spelling.spell(parameters["free_bits"], objectives.FREE_BITS)
     text, variance = likelihoods.spell(model.likelihood_, parameters["variance"])
     parameters |= {"likelihood": text, "variance": variance}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in parameters.items()}

@@ -43,6 +43,17 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Capacity(Linear):
+    """As kl_schedule: the nats C that the KL should have, rising from `start` to `end`.
+
+    The loss is nll + beta |KL - C|, KL the batch's mean: Burgess et al. 2018, equation 3, where
+    beta is called gamma.
+    """
+
+    end: float = 25.0
+
+
+@dataclass(frozen=True)
 class Cyclical:
     """Every `period` epochs a new ramp from `start` to `end` over its first `fraction`.
 
@@ -77,6 +88,7 @@ class Cosine:
 KINDS: dict[str, Any] = {
     "constant": Constant,
     "linear": Linear,
+    "capacity": Capacity,
     "cyclical": Cyclical,
     "cosine": Cosine,
 }

@@ -127,7 +127,8 @@ class Parts:
     activation: Any = "relu"
     prior: Any = STANDARD
     flow: Any = None
-    free_bits: float = 0.0
+    free_bits: Any = 0.0
+    capacity: float | None = None
     classes: int = 0
     condition: int = 0
     own: tuple[Callable, Callable] | None = None
@@ -193,11 +194,16 @@ class Spec:
         given: prior, flow (specifications or None), free_bits, own, likelihood, as in Parts;
         missing, whether values may be; corruption, or None.
         """
-        words = {"own": "an encoder and a decoder of one's own", "missing": "missing values"}
+        words = {
+            "own": "an encoder and a decoder of one's own", "missing": "missing values",
+            "grouped": "free_bits of groups", "capacity": "a capacity as kl_schedule",
+        }  # fmt: skip
         asked = {
             "prior": given["prior"] != STANDARD,
             "flow": given["flow"] is not None,
             "free_bits": bool(given["free_bits"]),
+            "grouped": not isinstance(given["free_bits"], (int, float)),
+            "capacity": given.get("capacity") is not None,
             "own": given["own"] is not None,
             "missing": given.get("missing", False),
             "corruption": given.get("corruption") is not None,

@@ -77,6 +77,30 @@ class VAENetwork(Model):
         return log_ratio - self.likelihood.nll(self.decode(z, batch.y), batch.x, batch.mask).data
 
 
+class PressedVAE(VAENetwork):
+    """A VAE whose loss is a function of the batch's KL: free bits of groups, or a capacity.
+
+    cost: KL of each dimension (B, Z), and beta (or the capacity) -> one number, see objectives.
+    """
+
+    couples_rows = True
+
+    def __init__(self, *networks: Any, cost: Callable[[Tensor, Any], Tensor], **more: Any):
+        super().__init__(*networks, **more)
+        self.cost = cost
+
+    def loss(self, batch: Batch, draw: Draw, *, beta: float, rows: int) -> Terms:
+        """The mean of -log p(x | z), and the cost of the KL."""
+        mu, logvar = self.encode(batch.seen, batch.y)
+        z = ops.reparameterize(mu, logvar, draw.normal(self.latent_dim))
+        nll = self.likelihood.nll(self.decode(z, batch.y), batch.x, batch.mask)
+        each = ops.gaussian_kl(*(ops.reshape(t, (mu.data.size, 1)) for t in (mu, logvar)))
+        kl = ops.reshape(each, mu.shape)  # (B Z,) -> (B, Z)
+        cost = self.cost(kl, beta)
+        loss = (ops.mean(nll) + cost) * (len(batch) / rows)
+        return Terms(loss, nll.data, kl.data.sum(axis=1), -(nll.data + cost.data))
+
+
 class SampledVAE(VAENetwork):
     """A VAE with any prior, a flow in the posterior, and L samples a row: KL from the samples.
 
@@ -185,7 +209,7 @@ class VAE(Spec):
     """
 
     name: ClassVar[str] = "vae"
-    takes: ClassVar[frozenset[str]] = Spec.takes | {"missing", "corruption"}
+    takes: ClassVar[frozenset[str]] = Spec.takes | {"missing", "corruption", "grouped", "capacity"}
     samples: int = 1
     kl: str = "closed"
 
@@ -202,10 +226,14 @@ class VAE(Spec):
         """As any model's; free bits are counted in the KL to N(0, I), dimension by dimension."""
         super().check(**given)
         _check_flow(given["flow"], given["prior"])
-        if given["free_bits"] and not self._plain(given["prior"], given["flow"]):
+        capacity = given.get("capacity") is not None
+        if given["free_bits"] and capacity:
+            raise ValueError("free_bits and a capacity both say what the KL may cost: give one")
+        if (given["free_bits"] or capacity) and not self._plain(given["prior"], given["flow"]):
             raise ValueError(
-                "free_bits needs the closed-form KL to N(0, I) and one sample: it does not go with "
-                "a learned prior, a flow, samples > 1 or kl='sampled'"
+                f"{'a capacity' if capacity else 'free_bits'} needs the closed-form KL to N(0, I) "
+                "and one sample: it does not go with a learned prior, a flow, samples > 1 or "
+                "kl='sampled'"
             )
 
     def build(self, parts: Parts) -> VAENetwork:
@@ -215,10 +243,13 @@ class VAE(Spec):
             closed = self.kl == "closed"
             return SampledVAE(*networks, samples=self.samples, closed=closed, **options)
         encoder, decoder = parts.networks()
-        return VAENetwork(
-            encoder, decoder, parts.latent_dim, likelihood=parts.likelihood,
-            free_bits=parts.free_bits, prior=parts.build_prior(encoder),
-        )  # fmt: skip
+        given = encoder, decoder, parts.latent_dim
+        options = {"likelihood": parts.likelihood, "prior": parts.build_prior(encoder)}
+        if parts.capacity is not None:
+            return PressedVAE(*given, cost=objectives.Towards(parts.capacity), **options)
+        if isinstance(parts.free_bits, objectives.Group):
+            return PressedVAE(*given, cost=parts.free_bits, **options)
+        return VAENetwork(*given, free_bits=parts.free_bits, **options)
 
 
 @dataclass(frozen=True)
@@ -230,7 +261,7 @@ class IWAE(Spec):
     """
 
     name: ClassVar[str] = "iwae"
-    takes: ClassVar[frozenset[str]] = VAE.takes - {"free_bits"}
+    takes: ClassVar[frozenset[str]] = VAE.takes - {"free_bits", "grouped", "capacity"}
     samples: int = 50
     gradient: str = "iwae"
 
@@ -280,4 +311,13 @@ def build(
     return VAE().build(parts)
 
 
-__all__ = ["IWAE", "VAE", "IWAENetwork", "SampledVAE", "VAENetwork", "build", "networks"]
+__all__ = [
+    "IWAE",
+    "VAE",
+    "IWAENetwork",
+    "PressedVAE",
+    "SampledVAE",
+    "VAENetwork",
+    "build",
+    "networks",
+]
