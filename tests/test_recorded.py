@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import dataclass
 
 import numpy as np
@@ -284,3 +285,30 @@ def test_large_layers_are_recorded_too():
         for _ in range(4):
             step(x)
         assert [r.state for r in step._recorded.values() if r is not None] == ["ready"]
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "conv"])
+def test_a_ready_step_allocates_nothing_but_its_results(architecture, rng):
+    """Nothing of the size of a layer: memory in use hardly rises."""
+    shape = (28, 28, 1) if architecture == "conv" else (784,)
+    network = vae.build(
+        architecture, shape, 5, hidden=(200,), channels=(4, 6), activation="relu", seed=0
+    )  # fmt: skip
+    x = (rng.random((64, *shape)) < 0.4).astype(np.float32)
+    optimizer = optim.Adam(network.parameters())
+    with train.Step(network, optimizer, settings_of(batch_size=64)) as step:
+        for _ in range(5):
+            step(x)
+        assert [r.state for r in step._recorded.values() if r is not None] == ["ready"]
+        tracemalloc.start()
+        try:
+            for _ in range(3):
+                step(x)
+            before, _ = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            step(x)
+            after, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak - before < 40_000  # bytes; the activations of the dense layer have 51,200
+    assert after - before < 4_000
