@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tinyvae as tv
+import tinyvae_kernels as kernels
 from tinyvae import Tensor, devices, gradcheck, nn, ops, optim, spelling
 from tinyvae.batches import Batch
 from tinyvae.likelihoods import Bernoulli, Gaussian
@@ -13,7 +14,7 @@ from tinyvae.models import KINDS, Parts, correlation
 from tinyvae.ops.noise import Draw
 from tinyvae.parallel import serial, shard_count
 
-TEXTS = ["tc:4", "tc:4:mws", "factor:5:8:2"]
+TEXTS = ["tc:4", "tc:4:mss", "factor:5:8:2"]
 OPTIONS = {
     "latent_dim": 3, "hidden": (12,), "batch_size": 16, "epochs": 4, "random_state": 2,
     "learning_rate": 5e-3,
@@ -50,7 +51,7 @@ def gradients(model, loss):
 
 # --------------------------------------------------------------------------------- the TC-VAE
 @pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian("learned")], ids=str)
-@pytest.mark.parametrize("text", ["tc:4", "tc:4:mws", "tc:0.5"])
+@pytest.mark.parametrize("text", ["tc:4", "tc:4:mss", "tc:0.5"])
 def test_gradient_of_the_whole_loss(text, likelihood, batch):
     model = build(text, likelihood)
 
@@ -60,7 +61,7 @@ def test_gradient_of_the_whole_loss(text, likelihood, batch):
     assert gradcheck(loss, *model.parameters()) < 1e-6
 
 
-@pytest.mark.parametrize("text", ["tc:1", "tc:1:mws", "factor:0"])
+@pytest.mark.parametrize("text", ["tc:1", "tc:1:mss", "factor:0"])
 def test_without_a_weight_of_its_own_the_loss_is_the_elbo(text, batch):
     model, plain = build(text), build("vae")
     found = model.loss(batch, draw_of(5), beta=0.7, rows=5)
@@ -222,10 +223,12 @@ def test_a_weight_on_total_correlation_lowers_it(rng):
 @pytest.mark.parametrize("extra", [{}, {"clip_norm": 0.5}], ids=["plain", "clipped"])
 def test_resume_gives_the_same_bits(text, extra, bits, tmp_path):
     options = OPTIONS | {"model": text} | extra
-    whole = tv.VAE(**options).fit(bits)
     path = tmp_path / "checkpoint.safetensors"
-    tv.VAE(**options | {"epochs": 2}).fit(bits, checkpoint=path)
-    resumed = tv.VAE(**options).fit(bits, checkpoint=path, resume=True)
+    # Numba's mixture kernel rounds small sums by where its buffers happen to lie
+    with kernels.backend("numpy" if text.startswith("tc") else "numba"):
+        whole = tv.VAE(**options).fit(bits)
+        tv.VAE(**options | {"epochs": 2}).fit(bits, checkpoint=path)
+        resumed = tv.VAE(**options).fit(bits, checkpoint=path, resume=True)
     for name, array in whole.network_.state_dict().items():
         np.testing.assert_array_equal(array, resumed.network_.state_dict()[name], err_msg=name)
     for name, array in whole.optimizer_.state_dict().items():
@@ -281,7 +284,7 @@ def test_options_out_of_range_are_refused(options, message, bits):
 def test_the_cross_entropy_does_not_overflow():
     odds = Tensor(np.array([800.0, -800.0]), True)
     loss = correlation.real_or_not(odds, -odds)
-    np.testing.assert_allclose(loss.item(), 400)
-    loss.backward()
+    np.testing.assert_allclose(loss.data, [0, 800])
+    ops.sum(loss).backward()
     assert np.isfinite(odds.grad).all()
     assert isinstance(correlation.Discriminator(2, 3, 1).body, nn.Sequential)

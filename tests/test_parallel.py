@@ -162,7 +162,9 @@ def test_kernels_use_one_thread_each_inside_shards(monkeypatch):
     rng = np.random.default_rng(0)
     x = (rng.random((8, 6)) < 0.5).astype(np.float32)
     encoder = networks.GaussianEncoder(nn.Linear(6, 4, rng=rng), 4, 2, rng=rng)
-    for couples, expected in ((False, [1] * 4), (True, [None] * 2)):
+    cases = ((False, 1, [1] * 4), (True, 1, [None] * 2), (True, 10**6, [1] * 2))
+    for couples, worth, expected in cases:  # a small network in one piece is not worth them
+        monkeypatch.setattr(parallel, "WORTH_A_THREAD", worth)
         limits.clear()
         options = {"encoder": encoder, "decoder": Watching(couples), "batch_size": 4, "epochs": 1}
         tv.VAE(2, random_state=0, **options).fit(x)

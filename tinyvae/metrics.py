@@ -128,6 +128,8 @@ def log_likelihood_rows(
         raise ValueError(f"samples must be >= 1, got {samples}")
     if not model.has_likelihood:
         raise ValueError(f"{type(model).__name__} defines no log-likelihood")
+    if model.likelihood.is_loss:
+        raise ValueError(f"{model.likelihood.name} is a plain loss: there is no log-likelihood")
     estimates = []
     with no_grad():
         for start, batch in rows.in_order(batch_size):

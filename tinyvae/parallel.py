@@ -28,17 +28,22 @@ T = TypeVar("T")
 WORTH_A_THREAD = 4_000_000
 
 
-def shard_count(network: Module, batch_size: int) -> int:
-    """How many shards a step of that size is worth: one for each core, or one if it is small.
+def thread_count(network: Module, batch_size: int) -> int:
+    """How many threads a step of that size is worth: one for each core, or one if it is small.
 
-    A network that decodes several samples of z for a row says so by `samples`.  One shard if it
-    couples the rows of a batch (`Module.couples_rows`) or lies on a GPU.
+    A network that decodes several samples of z for a row says so by `samples`.
     """
-    if network.couples() or on_gpu(network):
-        return 1
     rows = batch_size * getattr(network, "samples", 1)
     work = rows * sum(tensor.size for tensor in network.parameters())
     return max(1, min(cores(), batch_size, work // WORTH_A_THREAD))
+
+
+def shard_count(network: Module, batch_size: int) -> int:
+    """How many shards a step is cut into: as many as it is worth threads.
+
+    One, if the network couples the rows of a batch (`Module.couples_rows`) or lies on a GPU.
+    """
+    return 1 if network.couples() or on_gpu(network) else thread_count(network, batch_size)
 
 
 def on_gpu(network: Module) -> bool:

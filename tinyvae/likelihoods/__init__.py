@@ -14,6 +14,7 @@ from .. import spelling
 from .base import Likelihood
 from .bits import Bernoulli, CrossEntropy
 from .counts import Categorical, NegativeBinomial, Poisson
+from .perceptual import FeatureMatching
 from .reals import Gaussian, Laplace, StudentT
 from .tokens import Tokens
 from .unit import Beta, DiscretizedLogistic, LogisticMixture
@@ -60,6 +61,7 @@ __all__ = [
     "Categorical",
     "CrossEntropy",
     "DiscretizedLogistic",
+    "FeatureMatching",
     "Gaussian",
     "Laplace",
     "Likelihood",

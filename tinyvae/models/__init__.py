@@ -10,6 +10,7 @@ from .base import Model, Parts, Spec
 from .correlation import Factor, TotalCorrelation
 from .cvae import CVAE
 from .discrete import Bernoulli, Categorical, Gumbel
+from .gan import GAN
 from .ladder import BottomUp, Ladder
 from .m2 import M2
 from .sequence import Sequence
@@ -33,6 +34,7 @@ _ALL: tuple[type[Spec], ...] = (
     World,
     TotalCorrelation,
     Factor,
+    GAN,
 )
 KINDS: dict[str, type[Spec]] = {kind.name: kind for kind in _ALL}
 

@@ -61,10 +61,10 @@ class TCVAE(CorrelationVAE):
         super().__init__(**parts)
         self.weight, self.estimator = weight, estimator
 
-    def kl_terms(self, batch: Batch, mu: Tensor, logvar: Tensor, z: Tensor) -> Any:
+    def kl_terms(self, batch: Batch, mu: Tensor, logvar: Tensor, z: Tensor, estimator: str) -> Any:
         """Mutual information, total correlation and dimension-wise KL of each row."""
         weights = objectives.aggregate_log_weights(
-            len(z), batch.total or len(batch), self.estimator
+            len(z), batch.total or len(batch), estimator
         ).astype(z.dtype)
         return objectives.kl_terms(
             z, mu, logvar, log_p=self.prior.log_prob(z),
@@ -77,7 +77,7 @@ class TCVAE(CorrelationVAE):
         Chen et al. 2018, equation 4 with alpha = gamma = 1.  The KL itself is in closed form.
         """
         bound, mu, logvar, z = self.bound(batch, draw, beta=beta, rows=rows)
-        terms = self.kl_terms(batch, mu, logvar, z)
+        terms = self.kl_terms(batch, mu, logvar, z, self.estimator)
         extra = beta * (self.weight - 1) * terms.tc
         log = {name: term.data for name, term in terms._asdict().items()}
         return Terms(
@@ -86,8 +86,8 @@ class TCVAE(CorrelationVAE):
         )  # fmt: skip
 
     def report(self, batch: Batch, mu: Any, logvar: Any, z: Any) -> dict[str, Any]:
-        """The three terms, from the rows at hand."""
-        terms = self.kl_terms(batch, mu, logvar, z)
+        """The three terms from the rows at hand, without the constants of "mws"."""
+        terms = self.kl_terms(batch, mu, logvar, z, "mss")
         return {name: term.data for name, term in terms._asdict().items()}
 
 
@@ -96,14 +96,15 @@ class TotalCorrelation(Spec):
     """beta-TCVAE (Chen et al. 2018): `tc:6` weighs the total correlation six times.
 
     The model's own beta and its schedule weigh all three terms of the KL.
-    estimator: of q(z) from one batch, "mss" (stratified) or "mws" (weighted); see
-    `objectives.aggregate_log_weights`.
+    estimator: of q(z) from one batch, "mws" (weighted; the paper's experiments, and the stronger
+    push) or "mss" (stratified): see `objectives.aggregate_log_weights`.  While it trains, the log
+    has this one's estimates; `evaluate` always has those of mss.
     """
 
     name: ClassVar[str] = "tc"
     takes: ClassVar[frozenset[str]] = frozenset({"free_bits", "own"})
     beta: float = 6.0
-    estimator: str = "mss"
+    estimator: str = "mws"
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta < math.inf:
@@ -139,12 +140,14 @@ class Discriminator(nn.Module):
 
 
 def real_or_not(real: Tensor, other: Tensor) -> Tensor:
-    """A discriminator's cross-entropy from its log-odds of real and other rows, in nats, a number.
+    """A discriminator's cross-entropy from its log-odds of real and other rows, (B,) nats.
 
-    -(mean log D(real) + mean log(1 - D(other))) / 2       Goodfellow et al. 2014, equation 1
+    -(log D(real) + mean log(1 - D(other))) / 2            Goodfellow et al. 2014, equation 1
+    real: (B,); other: (K B,), of which row i has the i-th, the B + i-th ...
     At its best D's log-odds are log p(real) / p(other).
     """
-    return 0.5 * (ops.mean(ops.softplus(-real)) + ops.mean(ops.softplus(other)))
+    wrong = ops.mean(ops.reshape(ops.softplus(other), (-1, len(real))), axis=0)
+    return 0.5 * (ops.softplus(-real) + wrong)
 
 
 def permuted(z: Any, u: Any) -> Any:
@@ -173,14 +176,14 @@ class FactorNetwork(CorrelationVAE):
         return [Group(self.discriminator.parameters(), self.learning_rate, (0.5, 0.9))]
 
     def discriminator_loss(self, z: Any, u: Any) -> Tensor:
-        """That of one half of the rows against the other half, permuted.
+        """The mean of one half of the rows against the other half, permuted.
 
         z: an array (B, Z), so that no gradient goes further; u: noise (B, Z).
         """
         half = (len(z) + 1) // 2  # of an odd number both have the middle row
         others = permuted(z[-half:], u[-half:])
         odds = self.discriminator(np.concatenate([z[:half], others]))
-        return real_or_not(odds[:half], odds[half:])
+        return ops.mean(real_or_not(odds[:half], odds[half:]))
 
     def loss(self, batch: Batch, draw: Draw, *, beta: float, rows: int) -> Terms:
         """-ELBO + beta gamma TC, and beside it the discriminator's loss.
