@@ -43,6 +43,8 @@ PROOFS = {
            "test_without_a_weight_of_its_own_the_loss_is_the_elbo"),
     "factor": ("models_correlation", "test_each_network_of_factor_has_the_gradient_of_its_own_loss",
                "test_log_odds_estimate_the_total_correlation_of_a_gaussian"),
+    "gan": ("models_gan", "test_each_network_has_the_gradient_of_its_own_loss",
+            "test_the_loss_is_the_sum_of_three"),
 }  # fmt: skip
 # the parts: one table of cases in one file proves all of a sort
 PARTS = {

@@ -125,6 +125,7 @@ class GAN(Spec):
 
     name: ClassVar[str] = "gan"
     takes: ClassVar[frozenset[str]] = frozenset({"own"})
+    bound: ClassVar[bool] = False
     weight: float = 1.0
     reconstruct: str = "features"
     learning_rate: float = 1e-3
