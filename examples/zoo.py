@@ -6,7 +6,7 @@ On the 8 x 8 digits that come with scikit-learn, a few seconds each; with the fo
 files, on those.  Grey values are binarized anew at every step.  The bound is each model's own on
 the test rows: an ELBO in nats, but for the kinds marked so in the table.  log p(x) is estimated
 with 500 samples where a model defines it.  Not here: the world model, which needs a game
-(16_world_model.py), and likelihoods of other data (30_likelihoods.py).
+(16_world_model.py), and likelihoods of other data (20_likelihoods.py).
 """
 
 import argparse

@@ -205,3 +205,19 @@ def test_wrong_dout_is_refused(name, on, rng):
     for wrong in (np.ones(4), np.ones((3, 2)), np.ones(())):
         with pytest.raises(ValueError, match=r"dout has shape .*, the output has \(3"):
             value_and_gradients(name, *arrays, on=on, dout=wrong)
+
+
+@pytest.mark.parametrize("name", ["mixture_log_prob", "mixture_marginal_log_prob"])
+def test_the_bits_do_not_depend_on_where_memory_lies(name, rng):
+    """Arrays of a few vectors, at places that change from call to call."""
+    B = 16
+    z, mu, logvar = rng.standard_normal((3, B, 3)).astype(np.float32)
+    weights, forward = rng.standard_normal(B).astype(np.float32), PAIRS[name][0]
+    kept, found = [], set()
+    for _ in range(100):
+        kept.append(np.empty(rng.integers(1, 300), np.float32))
+        if rng.random() < 0.5:
+            kept.pop(rng.integers(len(kept)))
+        arrays = (a.copy() for a in (z, weights, mu, logvar))
+        found.add(forward(*arrays)[0].tobytes())
+    assert len(found) == 1

@@ -207,6 +207,17 @@ def _marginal_gradients_numpy(
 
 # ------------------------------------------------------------------------------------------ Numba
 @jit
+def _apart(size, dtype):
+    """Memory with 64 numbers to each side that nobody uses.
+
+    Whether a loop runs in SIMD is decided when it begins: not if what it writes lies less than a
+    few vectors behind what it reads.  For arrays shorter than that, malloc would decide, and with
+    it the last bits.
+    """
+    return np.empty(size + 128, dtype)[64 : size + 64]
+
+
+@jit
 def _columns_numba(mu, logvar):
     """Parameters with the components last, where the inner loops run, each (Z', K).
 
@@ -257,7 +268,8 @@ def _log_sum_exp_numba(terms, e):
 def _log_prob_numba(z, weights, mu, logvar, log_prob, share):
     (B, Z), K = z.shape, mu.shape[0]
     means, precisions, norms = _columns_numba(mu, logvar)
-    norm, joint = np.zeros(K, z.dtype), np.empty((2, K), z.dtype)
+    norm, joint = _apart(K, z.dtype), _apart(2 * K, z.dtype).reshape(2, K)
+    norm[:] = 0
     for j in range(Z):
         for k in range(K):
             norm[k] += norms[j, k]
@@ -287,7 +299,7 @@ def _gradient_rows_numba(z, mu, logvar, share, dz, totals):
     """
     (B, Z), K, zero = z.shape, mu.shape[0], z.dtype.type(0)
     means, precisions, _ = _columns_numba(mu, logvar)
-    squares, slopes = np.empty(K, z.dtype), np.empty(K, z.dtype)
+    squares, slopes = _apart(K, z.dtype), _apart(K, z.dtype)
     totals[:] = 0
     for first in range(0, B, ROWS):
         last = min(first + ROWS, B)
@@ -351,7 +363,7 @@ def _gradients_numba(z, mu, logvar, share, dz, total, dmu, dlogvar):
 def _marginal_rows_numba(z, weights, mu, logvar, log_prob):
     (B, Z), K, half = z.shape, mu.shape[0], z.dtype.type(0.5)
     means, precisions, norms = _columns_numba(mu, logvar)
-    terms, e = np.empty(K, z.dtype), np.empty(K, z.dtype)
+    terms, e = _apart(K, z.dtype), _apart(K, z.dtype)
     for i in range(B):
         own = weights[min(i, weights.shape[0] - 1)]
         for j in range(Z):
@@ -372,7 +384,7 @@ def _marginal_gradient_rows_numba(z, weights, mu, logvar, log_prob, dout, dz, sh
     (B, Z), K, dtype = z.shape, mu.shape[0], z.dtype.type
     zero, half = dtype(0), dtype(0.5)
     means, precisions, norms = _columns_numba(mu, logvar)
-    squares, slopes = np.empty(K, z.dtype), np.empty(K, z.dtype)
+    squares, slopes = _apart(K, z.dtype), _apart(K, z.dtype)
     totals[:], share[:] = 0, zero
     for first in range(0, B, ROWS):
         last = min(first + ROWS, B)

@@ -1,6 +1,6 @@
 """Denoising: a VAE that sees damaged digits and has to give the clean ones.
 
-python examples/32_denoising.py
+python examples/22_denoising.py
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
 """VQ-VAE on the digits: 4 of 32 codes a digit, and a prior over the codes that makes new digits.
 
-    python examples/22_vq.py        writes vq.png
+    python examples/19_vq.py        writes vq.png
 
 A digit is 20 bits of code.  The picture: digits, what their codes decode to, digits from codes that
 the prior draws one after the other, and from codes drawn at random, which fit together less.

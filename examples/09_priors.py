@@ -1,6 +1,6 @@
 """Priors that learn where the codes are: densities in two dimensions, and what they are worth.
 
-    python examples/26_priors.py            # writes priors.png
+    python examples/09_priors.py            # writes priors.png
 
 The same VAE with two latents is trained on the digits with each prior.  The picture has p(z), one
 prior after the other, and the codes of the test images in white: N(0, I) asks all codes to lie in

@@ -1,6 +1,6 @@
 """A conditional VAE of the digits: ask for a class, and keep the handwriting.
 
-    python examples/23_conditional.py        writes conditional.png
+    python examples/06_conditional.py        writes conditional.png
 
 Encoder and decoder are told the label (Sohn, Lee and Yan 2015), so that z need not hold it: the
 same z, decoded with ten labels, gives ten digits in one hand.  A linear classifier trained on real

@@ -1,6 +1,6 @@
 """Gradients through discrete latents: every estimator's bias and variance, side by side.
 
-    python examples/20_estimators.py        writes estimators.png
+    python examples/17_estimators.py        writes estimators.png
 
 A VAE with 8 bits as its latents has 256 states, so the gradient of its bound is known exactly.  The
 encoder is trained a little, with that gradient; then each estimator is asked for the same gradient

@@ -1,6 +1,6 @@
 """VAEs with discrete latents on the digits, and what their codes mean.
 
-    python examples/21_discrete_latents.py        writes discrete_latents.png
+    python examples/18_discrete_latents.py        writes discrete_latents.png
 
 First row: the 16 classes of a model with one latent variable, summed out: each is a cluster of
 digits.  Below, a model of 8 variables with 4 classes each, trained by Gumbel-softmax: digits, what

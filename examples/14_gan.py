@@ -1,6 +1,6 @@
 """VAE-GAN and feature matching: what a discriminator, or a given network, makes of the digits.
 
-    python examples/28_gan.py        writes gan.png, prints a table
+    python examples/14_gan.py        writes gan.png, prints a table
 
 Rows of the picture in pairs, reconstructions of the test digits on top, then samples: the plain
 VAE; VAE-GAN with the discriminator's features; with pixels; feature matching on the encoder's body

@@ -1,6 +1,6 @@
 """Two layers of latents on the digits, bottom-up and as a ladder, beside a plain VAE.
 
-    python examples/22_ladder.py
+    python examples/12_ladder.py
 
 The prior of z_1 is learned, p(z_1 | z_2), and the log tells how many nats each layer carries.  The
 KL is warmed up, without which the upper layer stays unused (Sonderby et al. 2016, section 2.3).

@@ -1,6 +1,6 @@
 """Importance weights: a tighter bound, and three gradients of it with very different noise.
 
-    python examples/25_iwae_gradients.py
+    python examples/08_iwae_gradients.py
 
 A VAE is trained a little on the digits.  Then its K-sample bound is measured (it rises with K), and
 the encoder's gradient of that bound is asked for many times with fresh samples, in the three ways

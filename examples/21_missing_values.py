@@ -1,6 +1,6 @@
 """Missing values: inpainting by a model of whole digits, and learning from digits with holes.
 
-    python examples/31_missing_values.py
+    python examples/21_missing_values.py
 
 The lower halves of the test digits are hidden, then filled in; a picture shows some.  A second
 model is trained on digits of which half of the pixels are missing, and guesses these.

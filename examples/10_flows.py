@@ -1,6 +1,6 @@
 """Flows in the posterior on the digits, beside the plain VAE.
 
-    python examples/23_flows.py
+    python examples/10_flows.py
 
 A flow lets q(z | x) leave the diagonal Gaussian: z = flow(z0), and
 log q(z | x) = log N(z0; mu, sigma^2) - logdet; the KL is taken from the sample.  With two latent

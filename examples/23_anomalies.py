@@ -1,6 +1,6 @@
 """Anomaly detection on tables: VAE scores beside PCA's reconstruction error, as ROC AUC.
 
-    python examples/33_anomalies.py [FOLDER]
+    python examples/23_anomalies.py [FOLDER]
 
 FOLDER holds .npz files of ADBench (Han et al. 2022; github.com/Minqi824/ADBench), of
 X (N, D) and y, 1 for an anomaly.  Both models are fitted to half of the normal rows, in three

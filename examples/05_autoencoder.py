@@ -1,6 +1,6 @@
 """What the KL is for: an autoencoder beside a VAE with the same networks.
 
-    python examples/24_autoencoder.py        writes autoencoder.png
+    python examples/05_autoencoder.py        writes autoencoder.png
 
 The autoencoder reconstructs better, for nothing keeps its codes together; for the same reason there
 is nothing to draw new codes from.  A Gaussian fitted to them (Ghosh et al. 2020) helps a little.

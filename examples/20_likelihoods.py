@@ -1,6 +1,6 @@
 """Five likelihoods of the same counts: which one knows best how the digits' pixels scatter?
 
-    python examples/30_likelihoods.py
+    python examples/20_likelihoods.py
 
 The digits' pixels are counts of ink from 0 to 16, so that all five are probabilities of the same
 values, and their ELBOs can be compared.  A Gaussian's density cannot be compared with them.

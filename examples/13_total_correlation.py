@@ -1,6 +1,6 @@
 """Latents kept independent: beta-TCVAE and FactorVAE beside the plain VAE, on small sprites.
 
-    python examples/27_total_correlation.py        prints a table
+    python examples/13_total_correlation.py        prints a table
 
 White ellipses whose scale, x and y are drawn independently.  TC: total correlation of the latents
 over all test rows; MIG: the mutual information gap (Chen et al. 2018), 1 if each factor has a

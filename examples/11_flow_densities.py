@@ -1,6 +1,6 @@
 """Normalizing flows bent onto a density in two dimensions, by the reverse KL.
 
-    python examples/24_flow_densities.py            # writes flow_densities.png
+    python examples/11_flow_densities.py            # writes flow_densities.png
 
 The density is exp(-U), two crescents (Rezende and Mohamed 2015, table 1):
     U(z) = ((|z| - 2) / 0.4)^2 / 2 - log(e^-((z_1 - 2) / 0.6)^2 / 2 + e^-((z_1 + 2) / 0.6)^2 / 2)

@@ -1,6 +1,6 @@
 """Semi-supervised digits: 30 labels, and a thousand rows without.
 
-    python examples/25_semi_supervised.py
+    python examples/07_semi_supervised.py
 
 M2 sums the unknown labels out (Kingma et al. 2014).  M1 + M2 is a pipeline: a plain VAE of all
 rows, then M2 on its codes.  The same with 100 labels of MNIST: python -m benchmarks.semi_supervised
