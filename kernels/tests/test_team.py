@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import tinyvae_kernels as kernels
-from tinyvae_kernels import _dispatch, _program, _team, _threads
+from tinyvae_kernels import _dispatch, _team, _threads
+from tinyvae_kernels._llvm import machine_code
 
 KERNELS = Path(__file__).parents[1]
 
@@ -41,7 +42,7 @@ end:
 
 @pytest.fixture(scope="module")
 def job():
-    engine = _program.machine_code(COUNTING)
+    engine = machine_code(COUNTING)
     yield engine.get_function_address("job")
     engine.close()
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from . import _threads
+from ._llvm import machine_code
 
 Call = tuple[Any, tuple]  # a kernel, with `native(args) -> (address, [(LLVM type, value)])`
 recorder: contextvars.ContextVar[Program | None] = contextvars.ContextVar("recorder", default=None)
@@ -156,26 +157,6 @@ def _compiled(calls: list[Call]) -> tuple[Any, int]:
         ]  # fmt: skip
     engine = machine_code("\n".join([*lines, "  ret i32 0", "}"]))
     return engine, engine.get_function_address("program")
-
-
-def machine_code(text: str) -> Any:
-    """LLVM's language, compiled as it stands; the code lives as long as what is returned."""
-    from llvmlite import binding as llvm
-
-    _initialize()
-    machine = llvm.Target.from_default_triple().create_target_machine(opt=0)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(text), machine)
-    engine.finalize_object()
-    return engine
-
-
-@functools.cache
-def _initialize() -> None:
-    from llvmlite import binding as llvm
-
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    llvm.initialize_native_asmparser()
 
 
 # ------------------------------------------------------------------------------------------ BLAS

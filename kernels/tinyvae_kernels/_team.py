@@ -323,7 +323,7 @@ class Team:
     """
 
     def __init__(self, helpers: int):
-        from ._program import machine_code
+        from ._llvm import machine_code
 
         code = _CODE.format(
             helpers=max(1, helpers),
