@@ -318,7 +318,8 @@ def values(vae: tv.VAE, x: np.ndarray) -> dict[str, Any]:
         "reconstruct": vae.reconstruct(x), "sample": vae.sample(3, 7),
         "drawn": vae.sample(3, 7, mean=False), "none": vae.decode(mu[:0]),
         "interpolate": vae.interpolate(x[0], x[1], 3), "traverse": vae.traverse(x[0], 3),
-        "elbo": vae.elbo(x), "log_likelihood": vae.log_likelihood(x, 3), "score": vae.score(x),
+        "elbo": vae.elbo(x), "score": vae.score(x),
+        "log_likelihood": 0.0 if vae.is_loss else vae.log_likelihood(x, 3),
         "reparameterize": vae.reparameterize(mu, logvar, 0),
     } | {f"evaluate {k}": v for k, v in result.as_dict().items()}  # fmt: skip
 

@@ -197,9 +197,6 @@ def test_knowing_the_label_helps(digits, trained):
     x, y = digits.test, digits.test_labels
     plain = tv.VAE(6, epochs=12, **OPTIONS).fit(digits.train)
     assert trained.score(x, y) > max(trained.score(x, (y + 1) % 10), plain.score(x)) + 0.5
-    assert (
-        trained.log_likelihood(x[:50], 20, y=y[:50]).mean() > trained.elbo(x[:50], y=y[:50]).mean()
-    )
     mu, logvar = trained.encode(x[:5], y[:5])
     assert mu.shape == logvar.shape == (5, 6)
     assert trained.evaluate(x, y).elbo == pytest.approx(trained.score(x, y), rel=1e-6)
