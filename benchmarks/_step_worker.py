@@ -60,6 +60,7 @@ def _torch(cell: Cell, _: contextlib.ExitStack, device: str, *, compiled: bool =
     from ._torch_vae import training_step
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    torch._dynamo.reset()  # it gives up on a function that was compiled for eight cells
     layouts = [("", False)]
     if cell.architecture == "conv":
         layouts = [("contiguous", False), ("channels_last", True)]
