@@ -1,6 +1,6 @@
 """Every kind of model and part on the same data: a table, and a sheet of samples.
 
-    python examples/zoo.py [--only vae iwae] [--epochs 40] [--data-dir FOLDER]      writes zoo.png
+    python examples/zoo.py [--only vae iwae] [--epochs 60] [--data-dir FOLDER]      writes zoo.png
 
 On the 8 x 8 digits that come with scikit-learn, a few seconds each; with the folder of the MNIST
 files, on those.  Grey values are binarized anew at every step.  The bound is each model's own on
@@ -18,7 +18,7 @@ import tinyvae as tv
 from tinyvae import plots
 
 SAMPLES, COLUMNS = 500, 16
-LABELLED = ("cvae", "m2")  # these see the digits' labels
+WARM_UP = {"kl_schedule": "linear:0:1:20"}  # else the upper layer is never used
 # what is asked of tv.VAE, and what the bound is where it is no ELBO
 VARIANTS = {
     "autoencoder": ({"model": "ae"}, "loss"),
@@ -42,19 +42,19 @@ VARIANTS = {
     "one class, summed out": ({"model": "categorical:30"}, ""),
     "bits, VIMCO": ({"model": "bernoulli:20:vimco"}, ""),
     "VQ-VAE": ({"model": "vq:codes=32:size=8:positions=6"}, ""),
-    "ladder of two": ({"model": "ladder:5"}, ""),
-    "bottom-up of two": ({"model": "bottomup:5"}, ""),
+    "ladder of two": ({"model": "ladder:5"} | WARM_UP, ""),
+    "bottom-up of two": ({"model": "bottomup:5"} | WARM_UP, ""),
     "sequence of lines": ({"model": "sequence", "hidden": (200,)}, ""),
     "transformer of lines": ({"model": "sequence:transformer", "hidden": (64,)}, ""),
     "denoising": ({"corruption": "noise:0.3"}, ""),
-    "VAE-GAN": ({"model": "gan"}, "loss"),
+    "VAE-GAN, grey": ({"model": "gan:1:pixels", "likelihood": "bce", "binarize": None}, "loss"),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="+", help="models as the table names them, or their kinds")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--data-dir", help="folder of the MNIST files")
     options = parser.parse_args()
     source = "mnist" if options.data_dir else "digits"
