@@ -185,6 +185,13 @@ def test_noise_does_not_depend_on_the_rows_at_hand(kind):
     np.testing.assert_allclose(part, whole[:7], rtol=1e-9)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in models.KINDS if not models.KINDS[kind].weighs])
+@pytest.mark.parametrize("weight", [{"beta": 4.0}, {"kl_schedule": "linear:0:1:5"}])
+def test_a_weight_of_nothing_is_refused(kind, weight):
+    with pytest.raises(ValueError, match=rf"model='{kind}' has no KL to weigh"):
+        fitted(kind, **weight)
+
+
 @pytest.mark.parametrize("kind", models.KINDS)
 def test_what_it_does_not_take_is_refused_before_any_work(kind):
     takes = models.KINDS[kind].takes

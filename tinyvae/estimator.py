@@ -182,6 +182,7 @@ class VAE(Parameters):
         self._kind().check(
             prior=prior, flow=flow, free_bits=objectives.free_bits(self.free_bits),
             capacity=self._capacity(), own=self._own(),
+            weighted=self.beta != 1 or self.kl_schedule not in (1, "1"),
             likelihood=self._likelihood(), missing=self.missing,
             corruption=corruptions.resolve(self.corruption),
         )  # fmt: skip

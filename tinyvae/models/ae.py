@@ -79,6 +79,7 @@ class AE(Spec):
     name: ClassVar[str] = "ae"
     takes: ClassVar[frozenset[str]] = frozenset({"own", "missing", "corruption"})
     bound: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False
 
     def build(self, parts: Parts) -> AutoencoderNetwork:
         """The model, with first weights; an encoder of the user's own is x -> z."""

@@ -173,12 +173,14 @@ class Spec:
     user's), "missing" (its nll heeds the batch's mask), "corruption" (its encoder sees
     `batch.seen`).  labels: "ignored", "needed", or "optional": some may be unknown at fit, all
     later.  bound: whether -(nll + kl) bounds log p(x), under a likelihood; else it is a loss.
+    weighs: whether the loss has a KL that beta and kl_schedule weigh.
     """
 
     name: ClassVar[str]
     takes: ClassVar[frozenset[str]] = frozenset({"prior", "flow", "free_bits", "own"})
     labels: ClassVar[str] = "ignored"
     bound: ClassVar[bool] = True
+    weighs: ClassVar[bool] = True
 
     def build(self, parts: Parts) -> Model:
         """The model, with first weights."""
@@ -192,8 +194,13 @@ class Spec:
         """Raise ValueError, with the reason, for what does not go with this kind.
 
         given: prior, flow (specifications or None), free_bits, own, likelihood, as in Parts;
-        missing, whether values may be; corruption, or None.
+        missing, whether values may be; corruption, or None; weighted, whether the KL has a weight
+        other than one.
         """
+        if given.get("weighted", False) and not self.weighs:
+            raise ValueError(
+                f"model={self.name!r} has no KL to weigh: leave out beta and kl_schedule"
+            )
         words = {
             "own": "an encoder and a decoder of one's own", "missing": "missing values",
             "grouped": "free_bits of groups", "capacity": "a capacity as kl_schedule",

@@ -252,6 +252,7 @@ class VQ(Spec):
     """
 
     name: ClassVar[str] = "vq"
+    weighs: ClassVar[bool] = False
     takes: ClassVar[frozenset[str]] = frozenset()
     codes: int = 64
     size: int = 16
