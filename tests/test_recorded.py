@@ -287,6 +287,15 @@ def test_large_layers_are_recorded_too():
         assert [r.state for r in step._recorded.values() if r is not None] == ["ready"]
 
 
+def _memory_of(call):
+    """Bytes in use at most during the call, and after it, above those before."""
+    before, _ = tracemalloc.get_traced_memory()
+    tracemalloc.reset_peak()
+    call()
+    after, peak = tracemalloc.get_traced_memory()
+    return peak - before, after - before
+
+
 @pytest.mark.parametrize("architecture", ["mlp", "conv"])
 def test_a_ready_step_allocates_nothing_but_its_results(architecture, rng):
     """Nothing of the size of a layer: memory in use hardly rises."""
@@ -302,13 +311,10 @@ def test_a_ready_step_allocates_nothing_but_its_results(architecture, rng):
         assert [r.state for r in step._recorded.values() if r is not None] == ["ready"]
         tracemalloc.start()
         try:
-            for _ in range(3):
-                step(x)
-            before, _ = tracemalloc.get_traced_memory()
-            tracemalloc.reset_peak()
-            step(x)
-            after, peak = tracemalloc.get_traced_memory()
+            peaks, grown = zip(*(_memory_of(lambda: step(x)) for _ in range(8)), strict=True)
         finally:
             tracemalloc.stop()
-    assert peak - before < 40_000  # bytes; the activations of the dense layer have 51,200
-    assert after - before < 4_000
+    # The least of eight steps: what a step needs, it needs every time, and whatever else the
+    # interpreter does meanwhile (a table that grows, a thread of another test) it does once.
+    assert min(peaks) < 40_000  # bytes; the activations of the dense layer have 51,200
+    assert min(grown) < 4_000
