@@ -42,3 +42,14 @@ def no_leaked_kernel_state():
 def rng() -> np.random.Generator:
     """Random numbers that are the same in every run."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def dynamo():
+    """torch.compile without anything left of other tests; yields a counter of compilations."""
+    import torch
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    yield CompileCounterWithBackend
+    torch._dynamo.reset()

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import math
 import threading
-import types
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,195 +14,34 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 import torch.nn.functional as F  # noqa: E402
 from torch.autograd import forward_ad  # noqa: E402
 
-import backends  # noqa: E402
-import simt  # noqa: E402
 import tinyvae_kernels as kernels  # noqa: E402
-from tinyvae_kernels import PAIRS, _cuda, _threads  # noqa: E402
+from tinyvae_kernels import PAIRS, _threads  # noqa: E402
 from tinyvae_kernels.activation import ACTIVATIONS  # noqa: E402
 from tinyvae_kernels.adapters import pytorch as adapter  # noqa: E402
+from torch_formulas import (  # noqa: E402
+    FORMULAS,
+    LEFT_OUT,
+    arguments,
+    assert_close,
+    bias_activation,
+    every_formula,
+    every_pair,
+    function,
+    kl,
+    model,
+    negated,
+    normal,
+    on_tape,
+    options_of,
+    strided,
+    training_loss,
+    value_and_gradients,
+)
 
 pytestmark = [  # PyTorch's own
     pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Your compiler for AOTAutograd:UserWarning"),
 ]
-LOG_2PI = math.log(2 * math.pi)
-# sums over a batch and patches: PyTorch has sum, and F.unfold and F.fold
-LEFT_OUT = {"total", "gaussian_kl_total", "im2col", "col2im"}
-
-
-# ---------------------------------------------------------------------------- plain formulas
-def row(each):
-    """(B, ...) -> (B,)."""
-    return each.flatten(1).sum(1)
-
-
-def kl(mu, logvar, free_bits=0.0):
-    each = (mu**2 + torch.expm1(logvar) - logvar) / 2
-    return row(each.clamp(min=free_bits) if free_bits else each)
-
-
-def kl_between(mu, logvar, mu2, logvar2):
-    d = logvar - logvar2
-    return row((mu - mu2) ** 2 * torch.exp(-logvar2) + torch.expm1(d) - d) / 2
-
-
-def bernoulli(logits, x):
-    return row(F.binary_cross_entropy_with_logits(logits, x, reduction="none"))
-
-
-def gaussian(x_mu, x_logvar, x):
-    return row(LOG_2PI + x_logvar + (x - x_mu) ** 2 * torch.exp(-x_logvar)) / 2
-
-
-def fixed(x_mu, x, variance):
-    return gaussian(x_mu, torch.full_like(x, math.log(variance)), x)
-
-
-def categorical(logits, labels):
-    log_p = torch.log_softmax(logits, -1).gather(-1, labels.long()[..., None])
-    return -row(log_p.flatten(1))
-
-
-def beta_density(log_alpha, log_beta, x):
-    return -row(torch.distributions.Beta(log_alpha.exp(), log_beta.exp()).log_prob(x))
-
-
-def logistic_mixture(logit_weight, x_mu, log_scale, x, levels=256):
-    """The sigmoids themselves: exact enough where the bins are wide."""
-    h, scale = 1 / (levels - 1), log_scale.exp()
-    level = torch.round((x + 1) * (levels - 1) / 2)[..., None]
-    centre = 2 * level / (levels - 1) - 1
-    above = torch.where(level == levels - 1, 1.0, torch.sigmoid((centre + h - x_mu) / scale))
-    below = torch.where(level == 0, 0.0, torch.sigmoid((centre - h - x_mu) / scale))
-    return -row(((above - below) * logit_weight.softmax(-1)).sum(-1).log())
-
-
-def elbo(nll):
-    def value(*arrays, beta=1.0, free_bits=0.0, **options):
-        *given, mu, logvar = arrays
-        return -nll(*given, **options) - beta * kl(mu, logvar, free_bits)
-
-    return value
-
-
-def sample(mu, logvar, **numbers):
-    eps = kernels.philox_normal(tuple(mu.shape), dtype=np.float64, **numbers)
-    return mu + torch.exp(logvar / 2) * torch.from_numpy(eps)
-
-
-ACTIVATION_FORMULAS = {
-    "identity": lambda u: u,
-    "relu": F.relu,
-    "leaky_relu": F.leaky_relu,
-    "elu": F.elu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "softplus": F.softplus,
-    "silu": F.silu,
-    "gelu": lambda u: F.gelu(u, approximate="tanh"),
-}
-
-
-def bias_activation(x, bias, activation):
-    return ACTIVATION_FORMULAS[activation](x + bias)
-
-
-def mixture_terms(z, log_weights, mu, logvar):
-    """(B, K, Z) each: the weights, and the logarithms of the densities."""
-    log_n = -(LOG_2PI + logvar + (z[:, None] - mu) ** 2 * torch.exp(-logvar)) / 2
-    return log_weights[..., None], log_n
-
-
-def mixture(*arrays):
-    weights, log_n = mixture_terms(*arrays)
-    return torch.logsumexp(weights[..., 0] + log_n.sum(2), 1)
-
-
-def mixture_marginal(*arrays):
-    return torch.logsumexp(sum(mixture_terms(*arrays)), 1)
-
-
-FORMULAS = {
-    "reparameterize": lambda mu, logvar, eps: mu + torch.exp(logvar / 2) * eps,
-    "gaussian_sample": sample,
-    "gaussian_kl": kl,
-    "gaussian_kl_between": kl_between,
-    "bernoulli_nll": bernoulli,
-    "gaussian_nll": gaussian,
-    "gaussian_fixed_nll": fixed,
-    "categorical_nll": categorical,
-    "beta_nll": beta_density,
-    "logistic_mixture_nll": logistic_mixture,
-    "bernoulli_elbo": elbo(bernoulli),
-    "gaussian_elbo": elbo(gaussian),
-    "gaussian_fixed_elbo": elbo(fixed),
-    "log_mean_exp": lambda log_w: torch.logsumexp(log_w, 1) - math.log(log_w.shape[1]),
-    "mixture_log_prob": mixture,
-    "mixture_marginal_log_prob": mixture_marginal,
-    "bias_activation": bias_activation,
-}
-every_formula = pytest.mark.parametrize("name", FORMULAS)
-every_pair = pytest.mark.parametrize("name", sorted(PAIRS.keys() - LEFT_OUT))
-
-
-# ---------------------------------------------------------------------------------- examples
-def normal(*shape: int, seed: int = 0) -> Any:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def arguments(name: str, B: int = 4, D: int = 6, dtype: Any = torch.float64) -> tuple:
-    """Tensors of moderate size, those that are not data on the tape, and the options."""
-    case = backends.CASES[name](np.random.default_rng([B, D]), B, D)
-    tensors = []
-    for i, array in enumerate(case.arrays):
-        tensor = torch.from_numpy(np.array(array))
-        if tensor.is_floating_point():
-            limit = 1.0 if name == "beta_nll" and i == 2 else 3.0  # 3: nothing of size exp(20)
-            tensor = tensor.clamp(-limit, limit).to(dtype).requires_grad_(i not in case.data)
-        tensors.append(tensor)
-    return tensors, dict(case.options)
-
-
-def function(name: str) -> Any:
-    """The adapter's, with the first of its results alone."""
-
-    def call(*tensors, **options):
-        results = getattr(adapter, name)(*tensors, **options)
-        return results[0] if isinstance(results, tuple) else results
-
-    return call
-
-
-def on_tape(tensors: list) -> list:
-    return [t for t in tensors if t.requires_grad]
-
-
-def value_and_gradients(call: Any, tensors: list, options: dict, dout: Any = None) -> list:
-    out = call(*tensors, **options)
-    dout = torch.ones_like(out) if dout is None else dout
-    return [out.detach(), *torch.autograd.grad(out, on_tape(tensors), dout.to(out.dtype))]
-
-
-def assert_close(found: list, expected: list, tolerance: float, message: str = "") -> None:
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
-        size = max(1.0, float(b.abs().max())) if b.numel() else 1.0
-        torch.testing.assert_close(
-            a.double(), b.double(), rtol=tolerance, atol=tolerance * size,
-            msg=lambda text: f"{message} {text}",
-        )  # fmt: skip
-
-
-def model(*sizes: int) -> Any:
-    """A perceptron with the same weights in every run."""
-    layers: list[Any] = []
-    for k, (wide, narrow) in enumerate(itertools.pairwise(sizes)):
-        layer = torch.nn.Linear(wide, narrow)
-        with torch.no_grad():
-            layer.weight.copy_(normal(narrow, wide, seed=k) / math.sqrt(wide))
-            layer.bias.zero_()
-        layers += [layer, torch.nn.ReLU()]
-    return torch.nn.Sequential(*layers[:-1])
 
 
 # ------------------------------------------------------------------------ values and gradients
@@ -279,19 +114,6 @@ def test_images_are_rows(rng):
 
 
 # ------------------------------------------------------------------------------ kinds of tensors
-def strided(t: Any) -> Any:
-    """The same numbers, every other element of a larger tensor, last axis first in memory."""
-    other = math.nan if t.is_floating_point() else -7
-    wide = torch.full((*reversed(t.shape), 2), other, dtype=t.dtype)
-    wide[..., 0] = t.permute(*reversed(range(t.ndim)))
-    return wide[..., 0].permute(*reversed(range(t.ndim)))
-
-
-def negated(t: Any) -> Any:
-    """A tensor whose memory holds the negative numbers, with PyTorch's negative bit."""
-    return torch._neg_view(-t)
-
-
 @every_formula
 def test_layout_makes_no_difference(name):
     tensors, options = arguments(name)
@@ -501,23 +323,7 @@ def test_opcheck_scale_rows():
     torch.library.opcheck(adapter._scale.overload, (normal(4), normal(4, 3, 2), normal(4)))
 
 
-def options_of(pair: Any, options: dict) -> list:
-    """As the operator takes them, in order."""
-    signature = adapter.inspect.signature(pair.run_pair).parameters
-    return [options.get(o, signature[o].default) for o in pair.options]
-
-
 # ------------------------------------------------------------------------------------- compiled
-@pytest.fixture
-def dynamo() -> Iterator[Any]:
-    """torch.compile without anything left of other tests; yields a counter of compilations."""
-    from torch._dynamo.testing import CompileCounterWithBackend
-
-    torch._dynamo.reset()
-    yield CompileCounterWithBackend
-    torch._dynamo.reset()
-
-
 @every_pair
 def test_compiled_graph_equals_eager(name, dynamo):
     """Dynamo and AOTAutograd; the code that Inductor makes is tested once, below."""
@@ -525,14 +331,6 @@ def test_compiled_graph_equals_eager(name, dynamo):
     compiled = torch.compile(function(name), fullgraph=True, backend="aot_eager")
     found = value_and_gradients(compiled, tensors, options)
     assert_close(found, value_and_gradients(function(name), tensors, options), 1e-14)
-
-
-def training_loss(logits, x, mu, logvar, beta, step):
-    z = adapter.gaussian_sample(mu, logvar, seed=3, step=step)
-    eps = torch.ones_like(mu)
-    z = z + adapter.reparameterize(mu, logvar, eps)
-    bound = adapter.bernoulli_elbo(logits * z.sum(1, keepdim=True), x, mu, logvar, free_bits=0.1)
-    return (beta * adapter.gaussian_kl(mu, logvar) - bound.sigmoid()).mean()
 
 
 def test_inductor_equals_eager_without_recompiling(dynamo):
@@ -748,278 +546,3 @@ def test_beta_may_be_a_tensor(name):
     *_, mu, logvar = tensors
     expected = -kl(mu, logvar, options["free_bits"]).sum()
     torch.testing.assert_close(options["beta"].grad, expected.detach())
-
-
-# ------------------------------------------------------------ the way to a GPU, without a GPU
-class HostArray(adapter.TorchArray):
-    """A tensor on the CPU that takes the way of those on a GPU."""
-
-    __slots__ = ()
-
-
-class HostDevice(adapter.TorchDevice):
-    """TorchDevice, but for CuPy's launch: the kernels run in the stand-in for CUDA."""
-
-    array = HostArray
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stand_in = simt.SimtDevice()
-
-    def _device(self):
-        return "cpu"
-
-    def function(self, file, kernel):
-        return self.stand_in.function(file, kernel)
-
-    def active(self, array):
-        return contextlib.nullcontext()
-
-    def blocks(self):
-        return self.stand_in.blocks()
-
-
-@pytest.fixture
-def gpu(monkeypatch) -> HostDevice:
-    """Tensors on the CPU run the CUDA kernels."""
-    device = HostDevice()
-    monkeypatch.setitem(_cuda._devices, HostArray, device)
-    monkeypatch.setattr(adapter, "TorchArray", HostArray)
-    monkeypatch.setattr(adapter, "_array", lambda name, tensor: adapter._gpu_array(tensor))
-    return device
-
-
-TOLERANCES = {
-    torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2,
-}  # fmt: skip
-MIXTURES = {"mixture_log_prob", "mixture_marginal_log_prob"}
-ONLY_FLOATS = {"beta_nll", "log_mean_exp", "bias_activation"} | MIXTURES  # no half precision
-
-
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@every_formula
-def test_cuda_kernels_through_tensors(name, dtype, gpu):
-    if name in ONLY_FLOATS and dtype.itemsize == 2:
-        tensors, options = arguments(name, dtype=dtype)
-        with pytest.raises(TypeError, match="must be float32 or float64"):
-            function(name)(*tensors, **options)
-        return
-    for B, D in ((4, 6), (3, 33), (2, 64), (0, 5)):
-        tensors, options = arguments(name, B, D, dtype)
-        exact = [t.detach().double() if t.is_floating_point() else t for t in tensors]
-        for t, e in zip(tensors, exact, strict=True):
-            e.requires_grad_(t.requires_grad)
-        plain = FORMULAS[name](*exact, **options)
-        dout = normal(*plain.shape, seed=1).to(torch.float32 if dtype.itemsize == 2 else dtype)
-        expected = value_and_gradients(FORMULAS[name], exact, options, dout)
-        found = value_and_gradients(function(name), tensors, options, dout)
-        assert all(f.dtype == dtype for f in found[1:])
-        rowwise = adapter._PAIRS[name].rowwise
-        assert found[0].dtype == (torch.float32 if rowwise and dtype.itemsize == 2 else dtype)
-        assert_close(found, expected, TOLERANCES[dtype], f"{name} {B} {D}")
-    assert any(name in kernel for kernel in gpu.stand_in.launched)
-
-
-def test_cuda_kernels_on_strided_tensors(gpu):
-    for name in ("bernoulli_elbo", "gaussian_kl", "gaussian_sample"):
-        tensors, options = arguments(name)
-        expected = value_and_gradients(function(name), tensors, options)
-        for layout in (strided, negated):
-            changed = [layout(t.detach()).requires_grad_(t.requires_grad) for t in tensors]
-            found = value_and_gradients(function(name), changed, options)
-            assert_close(found, expected, 1e-15)
-
-
-def test_cuda_kernels_compiled(gpu, dynamo):
-    tensors, options = arguments("bernoulli_elbo")
-    compiled = torch.compile(adapter.bernoulli_elbo, fullgraph=True, backend="aot_eager")
-    found = value_and_gradients(compiled, tensors, options)
-    assert_close(found, value_and_gradients(FORMULAS["bernoulli_elbo"], tensors, options), 1e-12)
-    assert gpu.stand_in.launched
-
-
-def test_nearest_code_through_tensors(gpu):
-    z, codebook = normal(5, 3).requires_grad_(), normal(7, 3, seed=1)
-    quantized, codes = adapter.nearest_code(z, codebook)
-    torch.testing.assert_close(codes, torch.cdist(z, codebook).argmin(1))
-    quantized.sum().backward()
-    torch.testing.assert_close(z.grad, torch.ones_like(z))
-
-
-class FakeCuda:
-    """What TorchDevice asks of PyTorch and CuPy, recorded."""
-
-    def __init__(self, current: int = 0):
-        self.torch = self.cupy = current
-        self.launches: list[Any] = []
-        device = types.SimpleNamespace
-        self.xp = device(cuda=device(Device=self._switch("cupy"), runtime=self))
-
-    def getDevice(self) -> int:  # CuPy's name
-        return self.cupy
-
-    def current_device(self) -> int:
-        return self.torch
-
-    def current_stream(self) -> Any:
-        return types.SimpleNamespace(cuda_stream=1000 + self.torch)
-
-    def _switch(self, whose: str) -> Any:
-        @contextlib.contextmanager
-        def on(index):
-            before = getattr(self, whose)
-            setattr(self, whose, index)
-            try:
-                yield
-            finally:
-                setattr(self, whose, before)
-
-        return on
-
-    def function(self, file, kernel):
-        return lambda grid, block, args, *, shared_mem, stream: self.launches.append(
-            (kernel, self.torch, self.cupy, stream.ptr)
-        )
-
-
-@pytest.mark.parametrize("current", [0, 1])
-def test_launches_on_the_current_stream_of_the_tensors_device(monkeypatch, current):
-    fake, device = FakeCuda(current), adapter.TorchDevice()
-    monkeypatch.setattr(torch.cuda, "current_device", fake.current_device)
-    monkeypatch.setattr(torch.cuda, "current_stream", fake.current_stream)
-    monkeypatch.setattr(torch.cuda, "device", fake._switch("torch"))
-    monkeypatch.setitem(device.__dict__, "_cupy", fake)
-    array = types.SimpleNamespace(tensor=types.SimpleNamespace(get_device=lambda: 1))
-    with device.active(array):
-        device.function("f.cu", "kernel")((1,), (1,), (), shared_mem=0)
-    assert fake.launches == [("kernel", 1, 1, 1001)]
-    assert (fake.torch, fake.cupy) == (current, current)
-
-
-def test_without_cupy(monkeypatch):
-    monkeypatch.setattr(adapter, "cuda_problem", lambda: "the package cupy is not installed")
-    with pytest.raises(kernels.BackendError, match=r"lie on a GPU, .* cupy is not installed"):
-        adapter.TorchDevice().blocks()
-
-
-# ------------------------------------------------------------------------------------ on a GPU
-@pytest.fixture
-def cuda() -> Any:
-    if not torch.cuda.is_available():
-        pytest.skip("this PyTorch is built without CUDA")
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def moved(tensors: list, device: Any) -> list:
-    return [t.detach().to(device).requires_grad_(t.requires_grad) for t in tensors]
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@every_formula
-def test_on_a_gpu(name, dtype, cuda):
-    if name in ONLY_FLOATS and dtype.itemsize == 2:
-        pytest.skip("no storage in half precision")
-    tensors, options = arguments(name, 33, 64, dtype)
-    exact = [t.detach().double() if t.is_floating_point() else t for t in tensors]
-    for t, e in zip(tensors, exact, strict=True):
-        e.requires_grad_(t.requires_grad)
-    expected = value_and_gradients(FORMULAS[name], exact, options)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")  # nothing may wait for the GPU
-    try:
-        found = value_and_gradients(function(name), moved(tensors, cuda), options)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert_close([f.cpu() for f in found], expected, TOLERANCES[dtype])
-
-
-@pytest.mark.cuda
-@every_pair
-def test_opcheck_on_a_gpu(name, cuda):
-    tensors, options = arguments(name)
-    pair = adapter._PAIRS[name]
-    args = (*moved(tensors, cuda), *options_of(pair, options))
-    torch.library.opcheck(pair.operator.overload, args)
-
-
-@pytest.mark.cuda
-def test_the_current_stream_is_honoured(cuda):
-    """The arguments are written on a stream that is busy: another stream would read too early."""
-    tensors, options = arguments("bernoulli_elbo", 64, 4096, torch.float32)
-    expected = value_and_gradients(adapter.bernoulli_elbo, moved(tensors, cuda), options)
-    torch.cuda.synchronize()
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        late = [torch.zeros_like(t, device=cuda) for t in tensors]
-        torch.cuda._sleep(200_000_000)
-        for to, t in zip(late, moved(tensors, cuda), strict=True):
-            to.copy_(t.detach())
-        for to, t in zip(late, tensors, strict=True):
-            to.requires_grad_(t.requires_grad)
-        found = value_and_gradients(adapter.bernoulli_elbo, late, options)
-    side.synchronize()
-    assert_close(found, expected, 0.0)
-
-
-@pytest.mark.cuda
-def test_captured_as_a_cuda_graph(cuda):
-    tensors, options = arguments("bernoulli_elbo", 8, 64, torch.float32)
-    on_gpu = moved(tensors, cuda)
-    for _ in range(2):  # compiles the kernels
-        value_and_gradients(adapter.bernoulli_elbo, on_gpu, options)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = value_and_gradients(adapter.bernoulli_elbo, on_gpu, options)
-    with torch.no_grad():
-        on_gpu[0].add_(1.0)
-    graph.replay()
-    expected = value_and_gradients(adapter.bernoulli_elbo, on_gpu, options)
-    assert_close(captured, expected, 0.0)
-
-
-@pytest.mark.cuda
-def test_compiled_on_a_gpu(cuda, dynamo):
-    compiled = torch.compile(training_loss, fullgraph=True)
-    tensors = moved([normal(5, 6, seed=k).requires_grad_(k != 1) for k in range(4)], cuda)
-    options = {"beta": torch.tensor(0.5, device=cuda), "step": 3}
-    found = value_and_gradients(compiled, tensors, options)
-    assert_close(found, value_and_gradients(training_loss, tensors, options), 1e-12)
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_autocast_on_a_gpu(dtype, cuda):
-    weight, x = normal(6, 3).float().to(cuda).requires_grad_(), torch.ones(3, 6, device=cuda)
-    mu = normal(3, 3).float().to(cuda)
-    with torch.autocast("cuda", dtype):
-        out = adapter.bernoulli_elbo(F.linear(mu, weight), x, mu, mu)
-    assert out.dtype == torch.float32
-    out.sum().backward()
-    assert weight.grad.isfinite().all()
-
-
-@pytest.mark.cuda
-def test_devices_are_not_mixed(cuda):
-    mu = torch.zeros(2, 3, device=cuda)
-    with pytest.raises(TypeError, match="logvar lies on cpu, mu on cuda:0"):
-        adapter.gaussian_kl(mu, mu.cpu())
-
-
-@pytest.mark.cuda
-def test_data_parallel(cuda):
-    """Threads, one for each GPU, none of which is current in the caller."""
-    if torch.cuda.device_count() < 2:
-        pytest.skip("one GPU only")
-
-    class Bound(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.decoder = model(3, 6)
-
-        def forward(self, x, mu, logvar):
-            return adapter.bernoulli_elbo(self.decoder(mu), x, mu, logvar)
-
-    bound, x, mu = Bound().to(cuda), torch.ones(8, 6, device=cuda), normal(8, 3).float().to(cuda)
-    expected = bound(x, mu, mu)
-    torch.testing.assert_close(torch.nn.DataParallel(bound)(x, mu, mu), expected)
