@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import subprocess
 import sys
 import types
 
@@ -117,15 +120,33 @@ def test_the_sanitizers_own_verdict():
     assert gpu.verdict("Device not supported") == "no summary"
 
 
-def test_a_command_is_stopped_in_time():
-    found = gpu.limited(
-        [sys.executable, "-c", "print(1, flush=True); import time; time.sleep(60)"], 2
-    )
+def test_a_command_is_stopped_in_time(monkeypatch, tmp_path):
+    """The time begins when it has printed something: a busy machine may take long to start it."""
+    begun = tmp_path / "begun"
+    os.mkfifo(begun)
+    waiting = os.open(begun, os.O_RDWR | os.O_NONBLOCK)
+
+    class Process(subprocess.Popen):
+        def wait(self, timeout=None):
+            if timeout is not None:
+                select.select([waiting], [], [], 300)
+            return super().wait(timeout)
+
+    code = """
+import signal, sys
+print(1, flush=True)
+open(sys.argv[1], "w").write(".")
+signal.pause()
+"""
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", Process)
+        found = gpu.limited([sys.executable, "-c", code, str(begun)], 0.5)
+    os.close(waiting)
     assert found["code"] is None
-    assert found["error"] == "stopped after 2 s"
+    assert found["error"] == "stopped after 0 s"
     assert found["output"] == "1\n"
     assert gpu.limited(["true"], 0)["error"] == "no time was left"
-    assert gpu.limited([sys.executable, "-c", "raise SystemExit(3)"], 60)["code"] == 3
+    assert gpu.limited([sys.executable, "-c", "raise SystemExit(3)"], 300)["code"] == 3
 
 
 def test_a_part_that_fails_spoils_no_other(monkeypatch, tmp_path, capsys):

@@ -6,13 +6,16 @@ import contextlib
 import errno
 import gzip
 import io
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import struct
 import subprocess
 import sys
+import types
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -646,19 +649,23 @@ def terminal(width: int = 100) -> Console:
     return Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
 
 
-def test_on_a_terminal_there_is_a_bar_and_a_line_now_and_then(here, monkeypatch):
+@pytest.mark.parametrize(("width", "pause"), [(60, 0.0), (100, 0.06)])
+def test_on_a_terminal_there_is_a_bar_and_a_line_now_and_then(here, monkeypatch, width, pause):
     np.save("rows.npy", np.random.default_rng(0).random((30, 4)) < 0.5)
     monkeypatch.setenv("TERM", "xterm")
-    for width in (60, 100):
-        screen = terminal(width)
-        monkeypatch.setattr(cli, "out", screen)
-        done("train", "rows.npy", "--epochs", 40, "--out", f"{width}", *SMALL)
-        text = screen.file.getvalue()
-        assert "\x1b" in text
-        assert "examples/s" in text
-        assert " 2/40 " in text
-        assert " 3/40 " not in text
-        assert ("KL by z" in text) == (width == 100)
+    clock = types.SimpleNamespace(perf_counter=itertools.count(100, pause).__next__)
+    monkeypatch.setattr(console, "time", clock)  # seconds a step; the bar moves each tenth of one
+    screen = terminal(width)
+    monkeypatch.setattr(cli, "out", screen)
+    done("train", "rows.npy", "--epochs", 40, "--out", "a", *SMALL)
+    text = screen.file.getvalue()
+    assert "\x1b" in text
+    assert " examples/s" in text
+    lines = re.findall(r"  (\d+)/40 ", text)
+    assert lines == ["1", *map(str, range(2, 41, 2))]
+    bars = dict.fromkeys(re.findall(r"epoch (\d+)/40 ", text))
+    assert list(bars) == (list(map(str, range(1, 41, 2))) if pause else ["1"])
+    assert ("KL by z" in text) == (width == 100)
 
 
 def test_bars():

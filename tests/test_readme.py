@@ -34,7 +34,7 @@ def test_examples_run(name, tmp_path):
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
     command = [sys.executable, "-W", "error", str(ROOT / "examples" / f"{name}.py")]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stderr
     assert "test ELBO" in done.stdout

@@ -1,10 +1,8 @@
 import os
-import random
 import signal
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -229,43 +227,64 @@ def test_progress_as_json():
 
 
 KILLED = """
-import sys
+import os, signal, sys
+from pathlib import Path
 import numpy as np
 import tinyvae as tv
-path, out = sys.argv[1:]
-x = (np.random.default_rng(0).random((4000, 64)) < 0.3).astype(np.float32)
-vae = tv.VAE(4, hidden=(64,), epochs=60, random_state=1, binarize="dynamic")
-from pathlib import Path
-print("ready", flush=True)
-vae.fit(x, validation=x[:500], checkpoint=path, resume=Path(path).exists())
+
+path, out, moment, count = sys.argv[1:]
+counts = dict.fromkeys(("step", "write", "rename", "renamed"), 0)
+
+def at(here):
+    counts[here] += 1
+    if (here, counts[here]) == (moment, int(count)):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def fsync(file, fsync=os.fsync):
+    at("write")
+    fsync(file)
+
+def replace(*paths, replace=os.replace):
+    at("rename")
+    replace(*paths)
+    at("renamed")
+
+class Steps(tv.Callback):
+    def on_step(self, *_):
+        at("step")
+
+os.fsync, os.replace = fsync, replace
+x = (np.random.default_rng(0).random((400, 64)) < 0.3).astype(np.float32)
+vae = tv.VAE(4, hidden=(64,), epochs=8, batch_size=50, random_state=1, binarize="dynamic")
+resume = Path(path).exists()
+vae.fit(x, validation=x[:50], checkpoint=path, resume=resume, callbacks=[Steps()])
 vae.save(out)
-print("done", flush=True)
 """
+# Before the first checkpoint; in an epoch; before a file is whole, before it has its name, and when
+# it has it: on a disk nothing changes at any other moment. The last is the finished model's.
+MOMENTS = [
+    ("step", 5), ("write", 1), ("rename", 1), ("renamed", 1), ("step", 11), ("rename", 1),
+    ("renamed", 2), ("write", 2), ("step", 1), ("rename", 4),
+]  # fmt: skip
 
 
-def test_kill_9_ten_times(tmp_path):
-    """Killed at ten random moments, and resumed each time, a run ends in the same bits."""
+def test_kill_9_at_ten_moments(tmp_path):
+    """Killed ten times, and resumed each time, a run ends in the same bits."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    rng = random.Random(0)
 
-    def start(folder):
-        command = [sys.executable, "-c", KILLED, str(folder / "c"), str(folder / "model")]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    def start(name, moment="never", count=0):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        files = str(folder / "c"), str(folder / "model")
+        command = [sys.executable, "-c", KILLED, *files, moment, str(count)]
+        return subprocess.run(command, env=environment).returncode
 
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    whole = start(tmp_path / "whole")
-    kills = 0
-    while kills < 10:
-        process = start(tmp_path / "killed")
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.3 + 0.5 * rng.random())
-        process.kill()
-        process.communicate()
-        kills += 1
-    last = start(tmp_path / "killed")
-    assert last.communicate()[0] == "ready\ndone\n"
-    assert whole.communicate()[0] == "ready\ndone\n"
+    assert start("whole") == 0
+    for moment in MOMENTS:
+        assert start("killed", *moment) == -signal.SIGKILL, moment
+    assert len(tv.load(tmp_path / "killed" / "c").history_) == 8
+    assert not (tmp_path / "killed" / "model").exists()
+    assert start("killed") == 0
     models = [tv.load(tmp_path / name / "model") for name in ("whole", "killed")]
     assert_same_bits(*(weights(model) for model in models))
     assert without_clock(models[0].history_) == without_clock(models[1].history_)

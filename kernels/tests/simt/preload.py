@@ -44,7 +44,7 @@ def run(module: str, in_build: str) -> subprocess.CompletedProcess[str]:
         # ThreadSanitizer of g++ 12 and 13 does not start where addresses are more random
         command = [setarch, "-R", *command]
     return subprocess.run(
-        command, env=environment(in_build), capture_output=True, text=True, timeout=600
+        command, env=environment(in_build), capture_output=True, text=True, timeout=3600
     )
 
 
