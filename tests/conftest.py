@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import numpy as np
@@ -12,6 +13,13 @@ import simt
 from tinyvae import devices
 
 REAL_PROBLEM = devices.problem
+# What a machine asks of every program's output, colours where there is no terminal or the width of
+# lines, would change what commands print. Rich and Typer, imported later, look at it but once.
+for variable in (
+    "COLUMNS", "LINES", "TERMINAL_WIDTH", "FORCE_COLOR", "NO_COLOR", "PY_COLORS", "GITHUB_ACTIONS",
+    "TTY_COMPATIBLE", "TTY_INTERACTIVE", "TINYVAE_DEBUG",
+):  # fmt: skip
+    os.environ.pop(variable, None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
