@@ -9,8 +9,8 @@ launches `tinyvae::gaussian_kl_forward<float, 4>(mu, logvar, kl, B, D)`, one blo
 
 Arrays belong to a `Device`: CuPy's here, another one in the tests, which runs the same source on
 the CPU. Both know one launcher protocol: function(grid, block, args, shared_mem=0), where every
-argument is a NumPy scalar of the parameter's own width, pointers too. CuPy is imported only when
-one of its arrays is there or a GPU is asked for.
+argument is a NumPy scalar of the parameter's own width, pointers too, or a struct as a NumPy array
+without axes. CuPy is imported only when one of its arrays is there or a GPU is asked for.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 TYPES = {"float32": "float", "float64": "double", "float16": "half", "bfloat16": "bfloat16"}
 VECTOR = 16  # bytes that one thread loads at once
 OLDEST = (7, 5)  # compute capability
+BY_VALUE = (np.generic, np.ndarray)  # arguments that are no pointers: numbers, and one struct each
 INCLUDE = re.compile(r'^#include "(\w+\.cu)"$', re.MULTILINE)
 
 
@@ -96,6 +97,25 @@ def pointer(array: Any) -> np.uintp:
     return np.uintp(0 if array is None else array.data.ptr)
 
 
+def varying(value: Any, dtype: Any) -> np.ndarray:
+    """A number as a kernel takes one that may vary, Varying<T> of common.cu: where it lies, or it.
+
+    value: a number, or an array on the device with as many as dtype has, which must stay alive for
+    as long as the launch may be repeated.
+    """
+    argument = np.zeros((), _varying(np.dtype(dtype)))
+    if is_device_array(value):
+        argument["at"] = value.data.ptr
+    else:
+        argument["value"] = value
+    return argument
+
+
+@functools.cache
+def _varying(dtype: np.dtype) -> np.dtype:
+    return np.dtype([("at", np.uintp), ("value", dtype)], align=True)
+
+
 def launch(
     file: str, kernel: str, grid: int, block: int, arguments: tuple, shared: int = 0
 ) -> None:
@@ -107,7 +127,7 @@ def launch(
         return
     array = next(a for a in arguments if is_device_array(a))
     device = _devices[type(array)]
-    args = tuple(a if isinstance(a, np.generic) else pointer(a) for a in arguments)
+    args = tuple(a if isinstance(a, BY_VALUE) else pointer(a) for a in arguments)
     with device.active(array):
         device.function(file, kernel)((grid,), (block,), args, shared_mem=shared)
 
@@ -129,7 +149,7 @@ def vector_width(dtype: Any, length: int, arrays: tuple) -> int:
 
 
 def _arrays(arguments: tuple) -> tuple:
-    return tuple(a for a in arguments if a is not None and not isinstance(a, np.generic))
+    return tuple(a for a in arguments if a is not None and not isinstance(a, BY_VALUE))
 
 
 def over_rows(
@@ -169,14 +189,14 @@ def launch_gather(file: str, kernel: str, n: int, length: int, *arguments: Any) 
 
 def over_noise(file: str, kernel: str, n: int, *arguments: Any) -> None:
     """kernel(arrays..., n, key0, key1, stream, step, offset): one Philox block of 4 a thread."""
-    arrays, (*key, offset) = arguments[:-5], arguments[-5:]
+    arrays, (*key, step, offset) = arguments[:-5], arguments[-5:]
     size = arrays[0].dtype.itemsize
     whole = n % 4 == 0 and offset % 4 == 0 and all(a.data.ptr % (4 * size) == 0 for a in arrays)
     device = device_of(arrays[0])
     assert device is not None
     grid = min(-(-(n + 3) // (4 * 256)), device.blocks()) if n else 0
     name = typed(kernel, arrays[0].dtype, 4 if whole else 1)
-    launch(file, name, grid, 256, (*arrays, np.int64(n), *key, offset))
+    launch(file, name, grid, 256, (*arrays, np.int64(n), *key, varying(step, np.uint32), offset))
 
 
 # ------------------------------------------------------------------------------------------ CuPy

@@ -328,6 +328,8 @@ def check_same_shape(*, halves: bool = False, **arrays: Any) -> tuple:
 def check_weight(**weights: float) -> None:
     """Weights such as beta and free_bits: ValueError unless all are finite and not negative."""
     for name, value in weights.items():
+        if is_device_array(value):
+            continue  # to look at it would be to wait for the GPU
         value = float(value.memory[0]) if type(value) is Cell else value
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name} must be finite and >= 0, got {value}")

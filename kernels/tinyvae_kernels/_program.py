@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from . import _threads
+from ._cuda import is_device_array
 from ._llvm import machine_code
 
 Call = tuple[Any, tuple]  # a kernel, with `native(args) -> (address, [(LLVM type, value)])`
@@ -44,9 +45,14 @@ class Cell:
         self.memory[0] = value
 
 
+def varies(value: Any) -> bool:
+    """Whether a number is read anew at every run: a Cell, or one that lies in a GPU's memory."""
+    return type(value) is Cell or is_device_array(value)
+
+
 def scalar(value: Any, number: Any) -> Any:
-    """A number in a kernel's own type; a Cell, which has its type, as it is."""
-    return value if type(value) is Cell else number(value)
+    """A number in a kernel's own type; one that varies, which has its type, as it is."""
+    return value if varies(value) else number(value)
 
 
 class Program:

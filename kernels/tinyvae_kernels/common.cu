@@ -70,6 +70,16 @@ template <int N, class T> __device__ __forceinline__ void store(T* x, i64 pack, 
     reinterpret_cast<Pack<T, N>*>(x)[pack] = value;
 }
 
+// ---------------------------------------------------------------------------------------- numbers
+// A number that may change from step to step: it lies at `at`, or it is `value` where `at` is null.
+// A recorded launch (a CUDA graph) keeps its arguments; what it reads through `at` can change.
+template <class T> struct Varying {
+    const T* at;
+    T value;
+    __host__ __device__ Varying(T number) : at(nullptr), value(number) {}
+    __device__ __forceinline__ T get() const { return at ? *at : value; }
+};
+
 // ---------------------------------------------------------------------------------------- indices
 // 64 bits from the first product on: an array may have more than 2^31 elements
 __device__ __forceinline__ i64 row_start(i64 row, i64 width) { return row * width; }

@@ -55,10 +55,11 @@ __global__ void bernoulli_elbo(const T* __restrict__ logits, const T* __restrict
                                typename Arithmetic<T>::type* __restrict__ kl, T* __restrict__ dmu,
                                T* __restrict__ dlogvar,
                                typename Arithmetic<T>::type* __restrict__ elbo,
-                               typename Arithmetic<T>::type beta,
+                               Varying<typename Arithmetic<T>::type> beta,
                                typename Arithmetic<T>::type free_bits, i64 B, i64 D, i64 Z) {
     elbo_rows(Bernoulli<T, N>{logits, x, dlogits},
-              Latent<T>{mu, logvar, dmu, dlogvar, beta, free_bits}, dout, nll, kl, elbo, B, D, Z);
+              Latent<T>{mu, logvar, dmu, dlogvar, beta.get(), free_bits}, dout, nll, kl, elbo, B, D,
+              Z);
 }
 
 template <class T, int N>
@@ -71,10 +72,11 @@ __global__ void gaussian_elbo(const T* __restrict__ x_mu, const T* __restrict__ 
                               typename Arithmetic<T>::type* __restrict__ kl, T* __restrict__ dmu,
                               T* __restrict__ dlogvar,
                               typename Arithmetic<T>::type* __restrict__ elbo,
-                              typename Arithmetic<T>::type beta,
+                              Varying<typename Arithmetic<T>::type> beta,
                               typename Arithmetic<T>::type free_bits, i64 B, i64 D, i64 Z) {
     elbo_rows(Gaussian<T, N>{x_mu, x_logvar, x, dx_mu, dx_logvar},
-              Latent<T>{mu, logvar, dmu, dlogvar, beta, free_bits}, dout, nll, kl, elbo, B, D, Z);
+              Latent<T>{mu, logvar, dmu, dlogvar, beta.get(), free_bits}, dout, nll, kl, elbo, B, D,
+              Z);
 }
 
 template <class T, int N>
@@ -85,10 +87,12 @@ __global__ void gaussian_fixed_elbo(
     typename Arithmetic<T>::type precision, typename Arithmetic<T>::type constant,
     const T* __restrict__ mu, const T* __restrict__ logvar,
     typename Arithmetic<T>::type* __restrict__ kl, T* __restrict__ dmu, T* __restrict__ dlogvar,
-    typename Arithmetic<T>::type* __restrict__ elbo, typename Arithmetic<T>::type beta,
-    typename Arithmetic<T>::type free_bits, i64 B, i64 D, i64 Z) {
+    typename Arithmetic<T>::type* __restrict__ elbo,
+    Varying<typename Arithmetic<T>::type> beta, typename Arithmetic<T>::type free_bits, i64 B,
+    i64 D, i64 Z) {
     elbo_rows(GaussianFixed<T, N>{x_mu, x, dx_mu, precision, constant},
-              Latent<T>{mu, logvar, dmu, dlogvar, beta, free_bits}, dout, nll, kl, elbo, B, D, Z);
+              Latent<T>{mu, logvar, dmu, dlogvar, beta.get(), free_bits}, dout, nll, kl, elbo, B, D,
+              Z);
 }
 
 }  // namespace tinyvae

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._cuda import over_rows
+from ._cuda import over_rows, varying
 from ._dispatch import (
     arithmetic,
     check_floats,
@@ -107,7 +107,9 @@ def _backward(dout: Any, saved: ElboSaved) -> tuple:
 
 def _elbo_cuda(kernel: str, parameter: Any, arguments: tuple) -> None:
     """One launch: value, terms and gradients."""
-    Z = arguments[-4].shape[1]  # dlogvar
+    *arrays, elbo, beta, free_bits = arguments
+    arguments = (*arrays, elbo, varying(beta, elbo.dtype), free_bits)
+    Z = arrays[-1].shape[1]  # dlogvar
     over_rows("elbo.cu", kernel, parameter.shape, parameter, *arguments, more=(Z,))
 
 

@@ -56,9 +56,9 @@ __device__ __forceinline__ void over_normals(i64 n, u32 key0, u32 key1, u32 stre
 template <class T, int N>
 __global__ void gaussian_sample_forward(const T* __restrict__ mu, const T* __restrict__ logvar,
                                         T* __restrict__ z, i64 n, u32 key0, u32 key1, u32 stream,
-                                        u32 step, i64 offset) {
+                                        Varying<u32> step, i64 offset) {
     typedef typename Arithmetic<T>::type A;
-    over_normals<A>(n, key0, key1, stream, step, offset, [=](i64 start, const A* eps) {
+    over_normals<A>(n, key0, key1, stream, step.get(), offset, [=](i64 start, const A* eps) {
         if (N == 4) {
             Pack<T, 4> m = load<4>(mu, start / 4), l = load<4>(logvar, start / 4), out;
 #pragma unroll
@@ -79,9 +79,9 @@ __global__ void gaussian_sample_forward(const T* __restrict__ mu, const T* __res
 template <class T, int N>
 __global__ void gaussian_sample_backward(const T* __restrict__ dz, const T* __restrict__ logvar,
                                          T* __restrict__ dlogvar, i64 n, u32 key0, u32 key1,
-                                         u32 stream, u32 step, i64 offset) {
+                                         u32 stream, Varying<u32> step, i64 offset) {
     typedef typename Arithmetic<T>::type A;
-    over_normals<A>(n, key0, key1, stream, step, offset, [=](i64 start, const A* eps) {
+    over_normals<A>(n, key0, key1, stream, step.get(), offset, [=](i64 start, const A* eps) {
         if (N == 4) {
             Pack<T, 4> d = load<4>(dz, start / 4), l = load<4>(logvar, start / 4), out;
 #pragma unroll

@@ -7,21 +7,25 @@
 
 namespace tinyvae {
 
-// p, g, m, v: (n)
+template <class T> struct AdamNumbers { T scale, lr, decay, b1, c1, b2, c2, eps, unbias1, unbias2; };
+
+// p, g, m, v: (n).  loss: null, or a number: if it is not finite nothing is changed.
 template <class T, int N>
 __global__ void adam_update(T* __restrict__ p, const T* __restrict__ g, T* __restrict__ m,
-                            T* __restrict__ v, T scale, T lr, T decay, T b1, T c1, T b2, T c2,
-                            T eps, T unbias1, T unbias2, i64 n) {
+                            T* __restrict__ v, Varying<AdamNumbers<T>> numbers, const double* loss,
+                            i64 n) {
+    if (loss && !(*loss - *loss == 0)) return;
+    AdamNumbers<T> a = numbers.get();
     for (i64 i = thread_index(); i < n / N; i += thread_count()) {
         Pack<T, N> parameter = load<N>(p, i), gradient = load<N>(g, i);
         Pack<T, N> first = load<N>(m, i), second = load<N>(v, i);
 #pragma unroll
         for (int k = 0; k < N; ++k) {
-            T each = scale * gradient.v[k];
-            first.v[k] = b1 * first.v[k] + c1 * each;
-            second.v[k] = b2 * second.v[k] + c2 * each * each;
-            T root = sqrt_(second.v[k] * unbias2) + eps;
-            parameter.v[k] = decay * parameter.v[k] - lr * (first.v[k] * unbias1) / root;
+            T each = a.scale * gradient.v[k];
+            first.v[k] = a.b1 * first.v[k] + a.c1 * each;
+            second.v[k] = a.b2 * second.v[k] + a.c2 * each * each;
+            T root = sqrt_(second.v[k] * a.unbias2) + a.eps;
+            parameter.v[k] = a.decay * parameter.v[k] - a.lr * (first.v[k] * a.unbias1) / root;
         }
         store(m, i, first);
         store(v, i, second);

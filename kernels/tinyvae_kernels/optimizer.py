@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ._cuda import over_elements
+from ._cuda import is_device_array, over_elements, varying
 from ._dispatch import check_same_shape, contiguous, jit_rows, select
 from ._program import Cell
 
@@ -40,9 +40,10 @@ def adam_update(
     gradient: Any,
     m: Any,
     v: Any,
-    numbers: tuple | None = None,
+    numbers: Any = None,
     *,
     other: Any = None,
+    loss: Any = None,
     **options: Any,
 ) -> None:
     """Adam in place; with weight_decay, AdamW.
@@ -51,13 +52,22 @@ def adam_update(
     p = p - lr weight_decay p - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
                        Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019
     parameter, gradient, m, v: one shape, C-contiguous; overwritten: parameter, m, v.
-    options: those of adam_numbers, step among them; or `numbers`, what that function returned.
+    options: those of adam_numbers, step among them; or `numbers`, what that function returned, on a
+    GPU also as an array there.
     other: a second share of the gradient, of another part of the batch, that is added on the way.
-    Raises ValueError for differing shapes, step < 1, or arrays that are not contiguous.
+    loss: on a GPU, a number in its memory, float64: if it is not finite nothing is changed.
+    Raises ValueError for differing shapes, step < 1, or arrays that are not contiguous, TypeError
+    for a loss elsewhere.
     """
     flat = _flat(parameter=parameter, gradient=gradient, m=m, v=v)
     numbers = adam_numbers(**options) if numbers is None else numbers
-    if type(numbers[0]) is not Cell:  # all of them, or none
+    if loss is not None and not (is_device_array(parameter) and is_device_array(loss)):
+        raise TypeError("loss must lie in the memory of the GPU on which the parameter is")
+    if loss is not None and loss.dtype != np.float64:
+        raise TypeError(f"loss must be float64, got {loss.dtype}")
+    if is_device_array(parameter):
+        numbers = (varying(numbers, (parameter.dtype, len(numbers))), loss)
+    elif type(numbers[0]) is not Cell:  # all of them, or none
         numbers = tuple(np.array(numbers, parameter.dtype))
     if other is not None:
         second = _flat(parameter=parameter, gradient=other)[1]

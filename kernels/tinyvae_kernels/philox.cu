@@ -89,19 +89,19 @@ __device__ __forceinline__ void fill(typename Make::type* out, i64 n, u32 key0, 
 }
 
 template <int N>
-__global__ void philox_bits(u32* __restrict__ bits, i64 n, u32 key0, u32 key1, u32 stream, u32 step,
-                            i64 offset) {
-    fill<MakeBits, N>(bits, n, key0, key1, stream, step, offset);
+__global__ void philox_bits(u32* __restrict__ bits, i64 n, u32 key0, u32 key1, u32 stream,
+                            Varying<u32> step, i64 offset) {
+    fill<MakeBits, N>(bits, n, key0, key1, stream, step.get(), offset);
 }
 template <class T, int N>
 __global__ void philox_uniform(T* __restrict__ uniform, i64 n, u32 key0, u32 key1, u32 stream,
-                               u32 step, i64 offset) {
-    fill<MakeUniform<T>, N>(uniform, n, key0, key1, stream, step, offset);
+                               Varying<u32> step, i64 offset) {
+    fill<MakeUniform<T>, N>(uniform, n, key0, key1, stream, step.get(), offset);
 }
 template <class T, int N>
 __global__ void philox_normal(T* __restrict__ normal, i64 n, u32 key0, u32 key1, u32 stream,
-                              u32 step, i64 offset) {
-    fill<MakeNormal<T>, N>(normal, n, key0, key1, stream, step, offset);
+                              Varying<u32> step, i64 offset) {
+    fill<MakeNormal<T>, N>(normal, n, key0, key1, stream, step.get(), offset);
 }
 
 }  // namespace tinyvae

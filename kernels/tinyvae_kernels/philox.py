@@ -23,7 +23,7 @@ from . import _threads
 from ._cuda import over_noise
 from ._dispatch import as_array, empty, jit, jit_rows, select
 from ._math import cos_turn, log01, sin_turn
-from ._program import Cell, recorder, scalar
+from ._program import recorder, scalar, varies
 
 MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -110,7 +110,7 @@ def numbers(n: int, seed: int, stream: int, step: int, offset: int) -> tuple[np.
         "offset": (offset, 62),
     }
     for name, (value, bits) in bounds.items():
-        if type(value) is not Cell and not 0 <= value < 2**bits:
+        if not varies(value) and not 0 <= value < 2**bits:
             raise ValueError(f"{name} must be in [0, 2^{bits}), got {value}")
     return (
         np.uint32(int(seed) & LOW),

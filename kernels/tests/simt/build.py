@@ -214,7 +214,8 @@ def packed(kernel: _Kernel, args: Sequence[np.generic]) -> tuple[list[np.ndarray
     if len(args) != kernel.count:
         raise TypeError(f"{name}: {len(args)} arguments for {kernel.count} parameters")
     for i, arg in enumerate(args):
-        if not isinstance(arg, np.generic):
+        struct = isinstance(arg, np.ndarray) and arg.dtype.kind == "V" and arg.ndim == 0
+        if not (isinstance(arg, np.generic) or struct):
             raise TypeError(f"{name}: argument {i} is no NumPy scalar but {type(arg).__name__}")
         wanted = f"{kernel.kinds[i : i + 1].decode()}{kernel.sizes[i]}"
         if wanted not in (f"{arg.dtype.kind}{arg.dtype.itemsize}", f"V{arg.dtype.itemsize}"):
