@@ -3,7 +3,6 @@ import pickle
 
 import numpy as np
 import pytest
-from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -63,18 +62,6 @@ def test_gaussian_with_learned_variance(digits):
 
 
 # ---------------------------------------------------------------------------- scikit-learn manners
-def test_parameters_are_stored_unchanged():
-    hidden = [3, 4]
-    vae = tv.VAE(7, hidden=hidden, beta=2.0)
-    assert vae.hidden is hidden
-    assert vae.get_params()["latent_dim"] == 7
-    assert repr(vae) == "VAE(latent_dim=7, hidden=[3, 4], beta=2.0)"
-    assert clone(vae).get_params() == vae.get_params()
-    assert vae.set_params(beta=1.0) is vae
-    with pytest.raises(ValueError, match="unknown parameter 'bata': did you mean 'beta'"):
-        vae.set_params(bata=1.0)
-
-
 def test_pipeline_and_grid_search(digits):
     pipeline = make_pipeline(MinMaxScaler(clip=True), tv.VAE(**TINY | {"likelihood": "bce"}))
     codes = pipeline.fit(digits[:100]).transform(digits[:5])
@@ -108,28 +95,6 @@ def test_fit_transform_and_scores_agree(digits, fitted):
     np.testing.assert_array_equal(again, fitted.transform(digits[:300]))
 
 
-def test_the_importance_weighted_bound_is_above_the_elbo(digits):
-    vae = tv.VAE(**TINY | {"binarize": "dynamic"}).fit(digits[:300])
-    estimate = vae.log_likelihood(digits[:50], samples=50)
-    assert estimate.shape == (50,)
-    assert estimate.mean() > vae.elbo(digits[:50]).mean()
-
-
-def test_unfitted():
-    for call in ("encode", "reconstruct", "elbo", "log_likelihood", "transform", "evaluate"):
-        with pytest.raises(tv.NotFittedError, match="this VAE is not fitted yet"):
-            getattr(tv.VAE(), call)(np.zeros((1, 3)))
-    for call in (
-        lambda v: v.sample(1),
-        lambda v: v.decode(np.zeros((1, 20))),
-        lambda v: v.traverse(),
-    ):
-        with pytest.raises(tv.NotFittedError):
-            call(tv.VAE())
-    with pytest.raises(tv.NotFittedError):
-        tv.VAE().save("nowhere")
-
-
 def test_partial_fit_goes_on(digits):
     x = digits[:64]
     vae = tv.VAE(**TINY | {"likelihood": "bce"})
@@ -154,84 +119,6 @@ def test_partial_fit_goes_on_after_a_fit_that_a_callback_stopped(digits):
 def test_a_fitted_model_can_be_pickled_and_copied(digits, fitted):
     for twin in (pickle.loads(pickle.dumps(fitted)), copy.deepcopy(fitted)):
         np.testing.assert_array_equal(twin.transform(digits[:5]), fitted.transform(digits[:5]))
-
-
-# ------------------------------------------------------------------------- the words of VAE users
-def test_shapes_and_repeatability(digits, fitted):
-    x = digits[:10]
-    mu, logvar = fitted.encode(x)
-    assert mu.shape == logvar.shape == (10, 2)
-    assert fitted.reparameterize(mu, logvar, 3).shape == (10, 2)
-    np.testing.assert_array_equal(
-        fitted.reparameterize(mu, logvar, 3), fitted.reparameterize(mu, logvar, 3)
-    )
-    assert fitted.decode(mu).shape == (10, 64)
-    np.testing.assert_array_equal(
-        fitted.sample(6, random_state=1), fitted.sample(6, random_state=1)
-    )
-    assert not np.array_equal(fitted.sample(6, random_state=1), fitted.sample(6, random_state=2))
-    np.testing.assert_array_equal(fitted.elbo(x), fitted.elbo(x))
-    assert not np.array_equal(fitted.elbo(x), fitted.elbo(x, random_state=9))
-    assert fitted.traverse(steps=5).shape == (2, 5, 64)
-    assert fitted.traverse(x[0], steps=5).shape == (2, 5, 64)
-    assert fitted.sample(2).min() >= 0
-    assert fitted.sample(2).max() <= 1
-
-
-def test_evaluation_does_not_depend_on_the_batch(digits):
-    """A row's bits and noise depend on its number alone."""
-    vae = tv.VAE(**TINY, binarize="dynamic").fit(digits[:100])
-    whole = vae.elbo(digits[:700])  # two batches of 512
-    np.testing.assert_allclose(vae.elbo(digits[:300]), whole[:300], rtol=1e-5)
-
-
-@pytest.mark.parametrize("binarize", ["dynamic", "static"])
-def test_a_code_depends_on_its_row_alone(digits, binarize):
-    vae = tv.VAE(**TINY, binarize=binarize).fit(digits[:100])
-    codes = vae.transform(digits[:10])
-    np.testing.assert_allclose(vae.transform(digits[7:8]), codes[7:8], rtol=1e-4, atol=1e-6)
-    np.testing.assert_array_equal(vae.transform(digits[:10]), codes)
-
-
-@pytest.mark.parametrize("spherical", [False, True])
-def test_interpolation_starts_and_ends_at_the_reconstructions(digits, fitted, spherical):
-    a, b = digits[0], digits[1]
-    path = fitted.interpolate(a, b, 7, spherical=spherical)
-    assert path.shape == (7, 64)
-    ends = fitted.reconstruct(np.stack([a, b]))
-    np.testing.assert_allclose(path[[0, -1]], ends, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(
-        fitted.interpolate(a, a, 3, spherical=spherical)[1], ends[0], rtol=1e-4
-    )
-
-
-def test_spherical_interpolation_keeps_the_norm(digits, fitted, monkeypatch):
-    ends = np.array([[3.0, 0.0], [0.0, 3.0]], np.float32)
-    monkeypatch.setattr(fitted, "encode", lambda X, y: (ends, None), raising=False)
-    monkeypatch.setattr(fitted, "_outputs", lambda z, labels: z, raising=False)
-    monkeypatch.setattr(fitted, "_mean", lambda outputs: outputs, raising=False)
-    z = fitted.interpolate(digits[0], digits[1], 5, spherical=True)
-    np.testing.assert_allclose(np.linalg.norm(z, axis=1), 3, rtol=1e-6)
-
-
-def test_pixels_of_uint8_are_scaled_and_bits_are_not(digits):
-    pixels = np.round(digits[:100] * 255).astype(np.uint8)
-    vae = tv.VAE(**TINY | {"likelihood": "bce"}).fit(pixels)
-    assert vae.scale_ == 255
-    np.testing.assert_allclose(vae.transform(pixels), vae.transform(pixels / 255.0), rtol=1e-5)
-    bits = (digits[:100] > 0.5).astype(np.uint8)
-    assert tv.VAE(**TINY).fit(bits).scale_ == 1
-    assert tv.VAE(**TINY).fit(bits * 255).scale_ == 255
-
-
-def test_images_may_come_flat(digits):
-    options = TINY | {"architecture": "conv", "channels": (4,), "likelihood": "bce"}
-    vae = tv.VAE(**options, image_shape=(8, 8, 1)).fit(digits[:50])
-    assert vae.sample(2).shape == (2, 64)
-    with pytest.raises(ValueError, match=r"image_shape .* needs 49 values a row, X has 64"):
-        tv.VAE(**options, image_shape=(7, 7, 1)).fit(digits[:50])
-    with pytest.raises(ValueError, match=r"the conv architecture needs images \(N, H, W, C\)"):
-        tv.VAE(**options).fit(digits[:50])
 
 
 def test_dtype_float64(digits):
@@ -293,36 +180,6 @@ def test_own_modules_that_do_not_fit(digits):
 
 # ---------------------------------------------------------------------------------------- bad input
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"latent_dim": 0}, "latent_dim must be a whole number >= 1, got 0"),
-        ({"latent_dim": 2.5}, "latent_dim must be a whole number >= 1, got 2.5"),
-        ({"epochs": 0}, "epochs must be a whole number >= 1"),
-        ({"batch_size": -1}, "batch_size must be a whole number >= 1"),
-        ({"hidden": (8, 0)}, "hidden must be whole numbers >= 1"),
-        ({"hidden": 400}, "hidden must be whole numbers >= 1, got 400"),
-        ({"beta": -1.0}, "beta must be finite and >= 0"),
-        ({"free_bits": float("nan")}, "free_bits must be finite and >= 0"),
-        ({"clip_norm": 0.0}, "clip_norm must be positive"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive"),
-        ({"learning_rate": "cosin:1:0:3"}, "unknown schedule 'cosin': did you mean 'cosine'"),
-        ({"likelihood": "bernouli"}, "unknown likelihood 'bernouli': did you mean 'bernoulli'"),
-        ({"architecture": "cnn"}, "unknown architecture 'cnn'"),
-        ({"activation": "rellu"}, "unknown activation 'rellu': did you mean 'relu'"),
-        ({"binarize": "dynamc"}, "unknown binarize 'dynamc': did you mean 'dynamic'"),
-        ({"dtype": "float16"}, "unknown dtype 'float16'"),
-        ({"device": "gpu"}, "unknown device 'gpu'"),
-        ({"likelihood": "gaussian", "variance": -1.0}, "variance must be positive"),
-        ({"likelihood": "gaussian", "variance": "learnd"}, "did you mean 'learned'"),
-        ({"random_state": "seven"}, "random_state must be None, an int"),
-    ],
-)
-def test_unsuitable_parameters(digits, options, message):
-    with pytest.raises(ValueError, match=message):
-        tv.VAE(**TINY | options).fit((digits[:20] > 0.5).astype(np.float32))
-
-
-@pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda x: x[0], "expected"),
@@ -347,18 +204,6 @@ def test_grey_values_under_bernoulli_are_refused_with_both_ways_out(digits):
         tv.VAE(**TINY).fit(np.round(digits[:20] * 255).astype(np.uint8))
 
 
-def test_other_sizes_after_fit(digits, fitted):
-    with pytest.raises(ValueError, match="X has 63 features, but the VAE was fitted on 64"):
-        fitted.transform(digits[:5, :63])
-    with pytest.raises(ValueError, match=r"z must be \(N, 2\), got shape \(5, 3\)"):
-        fitted.decode(np.zeros((5, 3)))
-    with pytest.raises(ValueError, match="validation has 10 features"):
-        tv.VAE(**TINY | {"likelihood": "bce"}).fit(digits[:20], validation=digits[:5, :10])
-    for call in (lambda: fitted.sample(0), lambda: fitted.traverse(steps=1)):
-        with pytest.raises(ValueError, match="must be >="):
-            call()
-
-
 # -------------------------------------------------------------------------- what the KL may cost
 def test_the_kl_goes_where_it_is_pressed_to(digits, tmp_path):
     """A capacity, from below and in time; free bits keep as many as they leave free."""
@@ -379,24 +224,6 @@ def test_the_kl_goes_where_it_is_pressed_to(digits, tmp_path):
         assert plain.evaluate(x).kl + 0.2 < vae.evaluate(x).kl < expected + 0.4
         vae.save(tmp_path / "m")
         assert tv.load(tmp_path / "m").score(x) == vae.score(x)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"free_bits": "total:1", "model": "cvae"},
-            "does not take free_bits of groups",
-        ),
-        ({"kl_schedule": "capacity", "model": "cvae"}, "does not take a capacity as kl_schedule"),
-        ({"kl_schedule": "capacity", "free_bits": 1.0}, "both say what the KL may cost"),
-        ({"kl_schedule": "capacity", "prior": "mixture:3"}, "a capacity needs the closed-form KL"),
-        ({"free_bits": "total:1", "model": "vae:3"}, "free_bits needs the closed-form KL"),
-    ],
-)
-def test_costs_that_do_not_go_together(digits, options, message):
-    with pytest.raises(ValueError, match=message):
-        tv.VAE(**TINY | {"likelihood": "bce"} | options).fit(digits[:9], np.zeros(9, int))
 
 
 # ------------------------------------------------------------------------------------ saved models

@@ -21,7 +21,8 @@ ORDER = [
     "corruptions", "batches", "estimators", "flows", "priors", "likelihoods", "objectives",
     "models",
     "metrics", "imputation", "recorded", "train",
-    "saved", "estimator", "anomaly", "plots", "runs", "console", "cli", "__main__",
+    "saved", "options", "fitted", "estimator", "anomaly", "plots", "runs", "console", "arguments",
+    "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from . import devices
 from ._sklearn import Parameters
 from ._text import unknown
-from .estimator import BATCH, VAE
+from .estimator import VAE
+from .fitted import BATCH
 from .tensor import no_grad
 
 SCORES = ("elbo", "log_likelihood", "reconstruction")

@@ -11,44 +11,24 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from . import (
-    corruptions,
-    devices,
-    flows,
-    imputation,
-    likelihoods,
-    metrics,
-    models,
-    objectives,
-    ops,
-    priors,
-    saved,
-    schedules,
-    spelling,
-)
-from ._sklearn import NotFittedError, Parameters
-from ._text import unknown
-from .batches import BINARIZE, Rows
-from .data import as_rows, check_finite
+from . import corruptions, devices, objectives, saved, schedules
+from ._sklearn import NotFittedError
+from .batches import Rows
+from .data import as_rows
+from .fitted import Fitted, seed_of
 from .labels import Labels
-from .labels import checked as checked_labels
-from .models import Parts, Spec, networks
-from .ops import noise
-from .ops.noise import Draw, Stream
+from .models import Parts
 from .optim import Adam
+from .options import DTYPES
 from .tensor import no_grad
 from .train import Callback, Progress, Run, Settings
 
-DTYPES = {"float32": np.float32, "float64": np.float64}
-BATCH = 512  # rows at a time outside of training
 
-
-class VAE(Parameters):
+class VAE(Fitted):
     """A variational autoencoder (Kingma and Welling 2014), and all its family.
 
     model: which of them, "vae" or one of tinyvae.models.KINDS, with options: "iwae:50".
@@ -83,131 +63,6 @@ class VAE(Parameters):
     pixels are divided by it: 255, or 1 if they are 0 and 1), device_ (cpu or cuda: the network
     lies there, all that is given and returned on the CPU), optimizer_, progress_.
     """
-
-    def __init__(
-        self,
-        latent_dim: int = 20,
-        *,
-        model: Any = "vae",
-        prior: Any = "standard",
-        flow: Any = None,
-        hidden: Sequence[int] = (400,),
-        architecture: str = "mlp",
-        channels: Sequence[int] = (32, 64),
-        activation: str = "relu",
-        encoder: Callable | None = None,
-        decoder: Callable | None = None,
-        image_shape: tuple[int, int, int] | None = None,
-        likelihood: Any = "bernoulli",
-        variance: float | str = 1.0,
-        binarize: str | None = None,
-        missing: bool = False,
-        corruption: Any = None,
-        beta: float = 1.0,
-        kl_schedule: Any = 1.0,
-        free_bits: float = 0.0,
-        learning_rate: Any = 1e-3,
-        weight_decay: float = 0.0,
-        clip_norm: float | None = None,
-        batch_size: int = 128,
-        epochs: int = 10,
-        patience: int | None = None,
-        random_state: Any = None,
-        device: str = "auto",
-        dtype: str = "float32",
-    ):
-        self.latent_dim = latent_dim
-        self.model = model
-        self.prior = prior
-        self.flow = flow
-        self.hidden = hidden
-        self.architecture = architecture
-        self.channels = channels
-        self.activation = activation
-        self.encoder = encoder
-        self.decoder = decoder
-        self.image_shape = image_shape
-        self.likelihood = likelihood
-        self.variance = variance
-        self.binarize = binarize
-        self.missing = missing
-        self.corruption = corruption
-        self.beta = beta
-        self.kl_schedule = kl_schedule
-        self.free_bits = free_bits
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.clip_norm = clip_norm
-        self.batch_size = batch_size
-        self.epochs = epochs
-        self.patience = patience
-        self.random_state = random_state
-        self.device = device
-        self.dtype = dtype
-
-    # ------------------------------------------------------------------------------- parameters
-    def _validate(self) -> None:
-        """Refuse hyperparameters that cannot work, before any data is touched."""
-        for name in ("latent_dim", "batch_size", "epochs", "patience"):
-            value = getattr(self, name)
-            if name == "patience" and value is None:
-                continue
-            if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
-        for name in ("hidden", "channels"):
-            sizes = getattr(self, name)
-            if isinstance(sizes, (str, int)) or any(
-                not isinstance(n, (int, np.integer)) or n < 1 for n in sizes
-            ):
-                raise ValueError(f"{name} must be whole numbers >= 1, got {sizes!r}")
-        for name in ("beta", "weight_decay"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"clip_norm must be positive, got {self.clip_norm!r}")
-        if self.binarize not in (None, *BINARIZE):
-            raise unknown("binarize", self.binarize, [*BINARIZE, None])
-        if self.dtype not in DTYPES:
-            raise unknown("dtype", self.dtype, DTYPES)
-        devices.resolve(self.device)
-        if (self.encoder is None) != (self.decoder is None):
-            raise ValueError("give both encoder and decoder, or neither")
-        learning_rate = schedules.parse(self.learning_rate)
-        if not learning_rate(0.0) > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate!r}")
-        schedules.parse(self.kl_schedule)
-        networks.check_names(self.architecture, self.activation)
-        prior, flow = self._specs()
-        self._kind().check(
-            prior=prior, flow=flow, free_bits=objectives.free_bits(self.free_bits),
-            capacity=self._capacity(), own=self._own(),
-            weighted=self.beta != 1 or self.kl_schedule not in (1, "1"),
-            likelihood=self._likelihood(), missing=self.missing,
-            corruption=corruptions.resolve(self.corruption),
-        )  # fmt: skip
-
-    def _kind(self) -> Spec:
-        return spelling.parse(self.model, models.KINDS, "model")
-
-    def _specs(self) -> tuple[Any, Any]:
-        """What was asked for as prior and as flow."""
-        flow = None if self.flow is None else spelling.parse(self.flow, flows.KINDS, "flow")
-        return spelling.parse(self.prior, priors.KINDS, "prior"), flow
-
-    def _likelihood(self) -> likelihoods.Likelihood:
-        return likelihoods.resolve(self.likelihood, self.variance)
-
-    def _capacity(self) -> float | None:
-        """The weight of |KL - C|, if kl_schedule is a capacity C."""
-        capacity = isinstance(schedules.parse(self.kl_schedule), schedules.Capacity)
-        return self.beta if capacity else None
-
-    def _own(self) -> tuple[Callable, Callable] | None:
-        """The user's own networks."""
-        if self.encoder is None or self.decoder is None:
-            return None
-        return self.encoder, self.decoder
 
     # ------------------------------------------------------------------------------------ fitting
     def fit(
@@ -269,30 +124,6 @@ class VAE(Parameters):
         """fit(X, y), then transform(X)."""
         return self.fit(X, y, **options).transform(X, y)
 
-    def _used(self, y: Any, X: Any = None) -> Any:
-        """y, if the model uses labels; ValueError if it cannot do without, or they are not X's."""
-        kind = self._kind()
-        if kind.labels == "ignored":
-            return None
-        if y is None and kind.labels == "needed":
-            raise ValueError(f"model={kind.name!r} needs labels: give y")
-        return None if y is None else checked_labels(y, None if X is None else len(X))
-
-    @property
-    def uses_labels(self) -> bool:
-        """Whether the model uses y at all."""
-        return self._kind().labels != "ignored"
-
-    @property
-    def is_loss(self) -> bool:
-        """Whether what it trains on bounds no log p(x): -score is a loss then."""
-        return self._likelihood().is_loss or not self._kind().bound
-
-    @property
-    def needs_labels(self) -> bool:
-        """Whether the model cannot do without y."""
-        return self._kind().labels == "needed"
-
     def _split(self, X: Any, y: Any, validation: Any) -> tuple[tuple, tuple]:
         """X and y to train on, and to validate with; None for what there is none of."""
         X = np.asarray(X)
@@ -319,7 +150,7 @@ class VAE(Parameters):
         if self.image_shape is not None and math.prod(self.image_shape) != rows[0].size:
             raise ValueError(f"image_shape {self.image_shape} needs {math.prod(self.image_shape)} "
                              f"values a row, X has {rows[0].size}")  # fmt: skip
-        self.seed_ = _seed(self.random_state)
+        self.seed_ = seed_of(self.random_state)
         self.row_shape_ = tuple(X.shape[1:])
         self.data_shape_ = tuple(self.image_shape or rows.shape[1:])
         self.n_features_in_ = rows[0].size
@@ -407,286 +238,6 @@ class VAE(Parameters):
             self.progress_, callbacks, best_state=self._best_state,
         )  # fmt: skip
 
-    # --------------------------------------------------------------------------------------- data
-    def _rows(self, X: Any, name: str = "X", y: Any = None) -> Rows:
-        """X and y as the network sees them; ValueError if the rows have another size than fit's."""
-        self._check_fitted()
-        array = as_rows(np.asarray(X), name)
-        if array[0].size != self.n_features_in_:
-            raise ValueError(
-                f"{name} has {array[0].size} features, but the VAE was fitted on "
-                f"{self.n_features_in_}"
-            )
-        scale = self.scale_ if array.dtype == np.uint8 else 1.0
-        dtype = DTYPES[self.dtype]
-        return Rows(
-            array, self.data_shape_, dtype, scale, self.binarize, self.seed_, self.device_,
-            self._labels(y, len(array)),
-        )  # fmt: skip
-
-    def _labels(self, y: Any, n: int) -> np.ndarray | None:
-        """y of n rows as the network sees it: numbers of classes, -1 for an unknown one, or floats.
-
-        y: one for each row, or one for all of them.
-        Raises ValueError for labels that fit had not seen, and if a model that needs them has none.
-        """
-        if y is None or self.labels_ is None:
-            return self._used(y)
-        partly = self._kind().labels == "optional"
-        return self.labels_.codes(y, n, dtype=DTYPES[self.dtype], partly=partly)
-
-    def _checked_rows(self, X: Any, name: str, y: Any = None, *, bits: bool = True) -> Rows:
-        """X, every value checked: finite, and of the kind that the likelihood is for.
-
-        bits: binarize if the model does.
-        """
-        rows = self._rows(X, name, y)
-        if self.missing:
-            rows = _with_mask(rows)
-        check_finite(rows.array, name)
-        self._check_values(rows, name)
-        return rows.binarized_once() if bits else replace(rows, binarize=None)
-
-    def _check_values(self, rows: Rows, name: str) -> None:
-        """Raise ValueError for an observed value that the likelihood is not for."""
-        bits = self.binarize is not None
-        likelihood = likelihoods.CrossEntropy() if bits else self.likelihood_  # grey, in [0, 1]
-        array = rows.array
-        if rows.mask is not None:
-            array = np.where(rows.mask, array, likelihood.filler)
-        likelihood.check(array, name, rows.scale)
-
-    def _as_given(self, x: np.ndarray) -> np.ndarray:
-        """Rows in the shape in which fit got them."""
-        return x.reshape(len(x), *self.row_shape_)
-
-    # -------------------------------------------------------------------- the words of VAE users
-    def encode(self, X: Any, y: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and log-variance of q(z | x) of each row, each (N, Z).
-
-        y: the rows' labels, here and below, for a model that needs them.
-        Grey values are taken as they are, not binarized: a row's code depends on that row alone.
-        """
-        rows = self._checked_rows(X, "X", y, bits=False)
-        return metrics.encode(self.network_, rows, batch_size=BATCH)
-
-    def reparameterize(self, mu: Any, logvar: Any, random_state: Any = None) -> np.ndarray:
-        """A sample z = mu + exp(logvar / 2) eps, (N, Z)."""
-        mu, logvar = (np.asarray(a, DTYPES[self.dtype]) for a in (mu, logvar))
-        seed = _seed(random_state)
-        eps = noise.normal(mu.shape, seed=seed, stream=Stream.POSTERIOR, dtype=mu.dtype)
-        return ops.reparameterize(mu, logvar, eps).data
-
-    def decode(self, z: Any, y: Any = None) -> np.ndarray:
-        """Mean of p(x | z), (N, ...) in the shape in which fit got its rows.  z: (N, Z)."""
-        self._check_fitted()
-        return self._mean(self._outputs(z, self._labels(y, len(np.atleast_1d(z)))))
-
-    def _mean(self, outputs: np.ndarray) -> np.ndarray:
-        return self._as_given(self.likelihood_.mean(outputs))
-
-    def _outputs(self, z: Any, labels: np.ndarray | None) -> np.ndarray:
-        """Raw parameters of p(x | z), in batches, on the CPU; labels: as the network sees them."""
-        z = np.asarray(z, DTYPES[self.dtype])
-        Z = self.network_.latent_dim
-        if z.ndim != 2 or z.shape[1] != Z:
-            raise ValueError(f"z must be (N, {Z}), got shape {z.shape}")
-        return self._in_batches(
-            len(z),
-            lambda part: self.network_.decode(self._there(z[part]), self._there(labels, part)).data,
-        )
-
-    def _there(self, array: np.ndarray | None, part: slice = slice(None)) -> Any:
-        """Rows of an array on the network's device."""
-        return None if array is None else devices.move(array[part], self.device_)
-
-    def _in_batches(self, n: int, outputs: Callable[[slice], Any]) -> np.ndarray:
-        """outputs(part) for parts of n rows, together, on the CPU, without recording."""
-        if n == 0:
-            return np.empty((0, *self.data_shape_), DTYPES[self.dtype])
-        with no_grad():
-            parts = [outputs(slice(i, min(i + BATCH, n))) for i in range(0, n, BATCH)]
-        return devices.to_host(np.concatenate(parts))
-
-    def reconstruct(self, X: Any, y: Any = None) -> np.ndarray:
-        """Mean of p(x | z) at each row's own code (its posterior mean), in X's row shape."""
-        rows = self._checked_rows(X, "X", y, bits=False)
-        with no_grad():
-            parts = [self.network_.reconstruct(batch) for _, batch in rows.in_order(BATCH)]
-        return self._mean(devices.to_host(np.concatenate(parts)))
-
-    def sample(
-        self, n: int = 1, random_state: Any = None, *, mean: bool = True, y: Any = None
-    ) -> np.ndarray:
-        """n new rows from z ~ p(z): the means of p(x | z), or draws from it with mean=False.
-
-        y: a label for all, or one for each row, for a model that needs them.
-        """
-        self._check_fitted()
-        if n < 1:
-            raise ValueError(f"n must be >= 1, got {n}")
-        seed, dtype, labels = _seed(random_state), DTYPES[self.dtype], self._labels(y, n)
-        like = self.network_.parameters()[0].data
-
-        ask = self.network_.generate if mean else self.network_.sample
-
-        def rows(part: slice) -> Any:
-            draw = Draw(part.stop - part.start, seed=seed, first=part.start, stream=Stream.SAMPLE,
-                        dtype=dtype, like=like)  # fmt: skip
-            return ask(draw.rows, draw, self._there(labels, part))
-
-        found = self._in_batches(n, rows)
-        return self._mean(found) if mean else self._as_given(found)
-
-    def interpolate(
-        self, a: Any, b: Any, steps: int = 8, *, spherical: bool = False, y: Any = None
-    ) -> np.ndarray:
-        """Rows on the way from row a to row b, (steps, ...), ends included.
-
-        Through latent space, on a straight line, or on an arc with spherical=True (Shoemake 1985;
-        White 2016), which keeps to the norms that the prior makes likely.
-        y: the labels of a and b, or one for both; a label's one-hot code moves on a line.
-        """
-        if steps < 2:
-            raise ValueError(f"steps must be >= 2, got {steps}")
-        ends, _ = self.encode(np.stack([np.asarray(a), np.asarray(b)]), y)
-        t = np.linspace(0, 1, steps, dtype=ends.dtype)[:, None]
-        weights = np.concatenate([1 - t, t], axis=1)  # (steps, 2)
-        labels = self._labels(y, 2)
-        if labels is not None:
-            one_hot = np.eye(self.labels_.size, dtype=ends.dtype)
-            labels = weights @ (one_hot[labels] if labels.ndim == 1 else labels)
-        if spherical:
-            unit = ends / np.maximum(np.linalg.norm(ends, axis=1, keepdims=True), 1e-12)
-            angle = np.arccos(np.clip(unit[0] @ unit[1], -1, 1))
-            if 1e-6 < angle < math.pi - 1e-6:  # else the arc is a line, or not unique
-                weights = np.sin(weights * angle) / np.sin(angle)
-        return self._mean(self._outputs(weights @ ends, labels))
-
-    def traverse(self, x: Any = None, steps: int = 9, *, y: Any = None) -> np.ndarray:
-        """Each latent dimension moved over quantiles of the prior, (Z, steps, ...).
-
-        x: a row whose code the others stay at; the prior's mean by default.  y: the label of all.
-        """
-        if steps < 2:
-            raise ValueError(f"steps must be >= 2, got {steps}")
-        self._check_fitted()
-        Z, dtype = self.network_.latent_dim, DTYPES[self.dtype]
-        mean, quantiles = self._of_prior(np.linspace(0.025, 0.975, steps), Z)
-        base = mean if x is None else self.encode(np.asarray(x)[None], y)[0]
-        z = np.repeat(np.repeat(base.astype(dtype), steps, axis=0)[None], Z, axis=0)
-        for j in range(Z):  # z: (Z, steps, Z)
-            z[j, :, j] = quantiles[:, j]
-        rows = self.decode(z.reshape(Z * steps, Z), y)
-        return rows.reshape(Z, steps, *self.row_shape_)
-
-    def _of_prior(self, probabilities: np.ndarray, Z: int) -> tuple[np.ndarray, np.ndarray]:
-        """Mean (1, Z) and quantiles (P, Z) of the prior, each dimension; from its samples."""
-        prior, _ = self._specs()
-        if prior == priors.Standard():
-            exact = [[NormalDist().inv_cdf(p)] * Z for p in probabilities]
-            return np.zeros((1, Z)), np.array(exact)
-        like = self.network_.parameters()[0].data
-        draw = Draw(4096, seed=self.seed_, stream=Stream.SAMPLE, dtype=like.dtype, like=like)
-        z = devices.to_host(self.network_.prior.sample(draw.rows, draw))
-        return z.mean(axis=0, keepdims=True), np.quantile(z, probabilities, axis=0)
-
-    # --------------------------------------------------------------------------------- evaluation
-    def elbo(self, X: Any, random_state: Any = None, *, y: Any = None) -> np.ndarray:
-        """Evidence lower bound of each row, (N,) nats, with one sample of z a row.
-
-        random_state: of that sample; by default the model's seed, so that the answer repeats.
-        """
-        rows = self._checked_rows(X, "X", y)
-        seed = self.seed_ if random_state is None else _seed(random_state)
-        nll, kl, *_ = metrics.terms(self.network_, rows, seed=seed)
-        return -(nll + kl)
-
-    def evaluate(self, X: Any, y: Any = None) -> metrics.Evaluation:
-        """Mean ELBO and its terms, KL per dimension and active units."""
-        rows = self._checked_rows(X, "X", y)
-        return metrics.evaluate(self.network_, rows, seed=self.seed_)
-
-    def log_likelihood(
-        self, X: Any, samples: int = 100, random_state: Any = None, *, y: Any = None
-    ) -> np.ndarray:
-        """Importance-weighted estimate of log p(x) of each row, (N,) nats (Burda et al. 2016).
-
-        Raises ValueError if the model defines none.
-        """
-        rows = self._checked_rows(X, "X", y)
-        seed = self.seed_ if random_state is None else _seed(random_state)
-        return metrics.log_likelihood_rows(self.network_, rows, samples=samples, seed=seed)
-
-    def impute(
-        self,
-        X: Any,
-        random_state: Any = None,
-        *,
-        steps: int = 100,
-        mean: bool = True,
-        y: Any = None,
-    ) -> np.ndarray:
-        """X with its NaNs filled in; what is observed stays as it is.
-
-        steps: of the chain (see tinyvae.imputation), of which the second half counts.
-        mean: the best guess of each value; False gives one possible row, another for each
-        random_state.
-        """
-        if steps < 1:
-            raise ValueError(f"steps must be >= 1, got {steps}")
-        if "missing" not in self._kind().takes:
-            raise ValueError(f"model={self._kind().name!r} does not take missing values")
-        self._check_fitted()
-        if not self.network_.factors:
-            raise ValueError("impute needs a model whose p(x | z) draws all values at once")
-        if self.flow is not None:
-            raise ValueError("impute does not go with a flow: a chain asks for q(z | x) of any z")
-        rows = _with_mask(self._rows(X, "X", y))
-        if rows.mask is None:
-            return np.array(X)
-        check_finite(rows.array, "X")
-        self._check_values(rows, "X")
-        seed = self.seed_ if random_state is None else _seed(random_state)
-        filled = imputation.impute(
-            self.network_, replace(rows, binarize=None), steps=steps, seed=seed, mean=mean
-        )
-        observed = rows.mask.reshape(filled.shape)
-        return self._as_given(np.where(observed, rows.array.reshape(filled.shape), filled))
-
-    # ---------------------------------------------------------------------- scikit-learn's words
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """q(y | x) of each class in the order of classes_, (N, C), by a model with a classifier.
-
-        Raises ValueError if the model has none.
-        """
-        rows = self._checked_rows(X, "X", bits=False)
-        if not self.network_.has_classifier:
-            raise ValueError(f"model={self.model!r} has no classifier")
-        with no_grad():
-            parts = [self.network_.classify(batch.x) for _, batch in rows.in_order(BATCH)]
-        return np.exp(devices.to_host(np.concatenate([part.data for part in parts])))
-
-    def predict(self, X: Any) -> np.ndarray:
-        """The likeliest label of each row, (N,), by a model with a classifier."""
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
-
-    def transform(self, X: Any, y: Any = None) -> np.ndarray:
-        """Posterior mean of each row, (N, Z)."""
-        return self.encode(X, y)[0]
-
-    def inverse_transform(self, Z: Any, y: Any = None) -> np.ndarray:
-        """Mean of p(x | z) for each code, (N, ...)."""
-        return self.decode(Z, y)
-
-    def score_samples(self, X: Any, y: Any = None) -> np.ndarray:
-        """ELBO of each row, (N,) nats: a lower bound of its log-likelihood."""
-        return self.elbo(X, y=y)
-
-    def score(self, X: Any, y: Any = None) -> float:
-        """Mean ELBO in nats; higher is better."""
-        return float(self.elbo(X, y=y).mean(dtype=np.float64))
-
     # ------------------------------------------------------------------------------- saved models
     def save(self, path: str | Path) -> None:
         """Write the model to a safetensors file, whole or not at all; tinyvae.load reads it."""
@@ -719,27 +270,6 @@ def load(
     model = VAE(**parameters)
     saved.restore(model, arrays, description)
     return model
-
-
-def _with_mask(rows: Rows) -> Rows:
-    """The rows, NaNs replaced by 0, and a mask that says so; without NaN as they are."""
-    missing = np.isnan(rows.array) if rows.array.dtype.kind == "f" else np.zeros(1, bool)
-    if not missing.any():
-        return rows
-    return replace(rows, array=np.where(missing, 0, rows.array), mask=~missing)
-
-
-def _seed(random_state: Any) -> int:
-    """A seed in [0, 2^63) from None (fresh), an int, or a NumPy generator."""
-    if random_state is None:
-        return int(np.random.SeedSequence().generate_state(1, np.uint64)[0] >> np.uint64(1))
-    if isinstance(random_state, np.random.Generator):
-        return int(random_state.integers(2**63))
-    if isinstance(random_state, np.random.RandomState):
-        return int(random_state.randint(2**31))
-    if isinstance(random_state, (int, np.integer)) and 0 <= random_state < 2**63:
-        return int(random_state)
-    raise ValueError(f"random_state must be None, an int >= 0 or a generator, got {random_state!r}")
 
 
 __all__ = ["VAE", "NotFittedError", "load"]

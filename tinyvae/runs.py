@@ -30,6 +30,7 @@ from ._text import unknown
 from .checkpoint import replacing, write_json
 from .estimator import VAE, load
 from .labels import UNKNOWN
+from .options import HELP, flag, spell
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 CHECKPOINT, MODEL = "checkpoint.safetensors", "model.safetensors"
@@ -261,9 +262,8 @@ def _continued(config: Config, given: dict[str, Any]) -> Config:
     then["labels"] = config.labels
     for name, value in now.items():
         if name not in MAY_CHANGE and value != then[name]:
-            flag = "--seed" if name == "random_state" else f"--{name.replace('_', '-')}"
             raise ValueError(
-                f"the run was trained with {flag} {_spell(then[name])}, not {_spell(value)}: "
+                f"the run was trained with {flag(name)} {spell(then[name])}, not {spell(value)}: "
                 "only --epochs, --patience and --device may change"
             )
     config.options |= {name: now[name] for name in MAY_CHANGE if name in now}
@@ -279,47 +279,17 @@ def absolute(source: str | Path) -> str:
 
 def _options(given: dict[str, Any]) -> dict[str, Any]:
     """VAE's arguments among the options given."""
-    options = {"random_state": given["seed"]} if "seed" in given else {}
-    for name in VAE().get_params().keys() & given.keys():
+    options = {}
+    for name in HELP.keys() & given.keys():
         try:
-            options[name] = PARSERS.get(name, lambda value: value)(given[name])
+            options[name] = (HELP[name].parse or _as_it_is)(given[name])
         except ValueError as error:
-            raise ValueError(f"--{name.replace('_', '-')}: {error}") from None
+            raise ValueError(f"{flag(name)}: {error}") from None
     return options
 
 
-def numbers(text: str) -> list[int]:
-    """Whole numbers with commas between."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"expected whole numbers with commas between, got {text!r}") from None
-
-
-def _number_or_text(text: str) -> float | str:
-    with contextlib.suppress(ValueError):
-        return float(text)
-    return text
-
-
-PARSERS: dict[str, Callable[[str], Any]] = {
-    "hidden": numbers,
-    "channels": numbers,
-    "image_shape": numbers,
-    "variance": _number_or_text,
-    "kl_schedule": _number_or_text,
-    "free_bits": _number_or_text,
-    "learning_rate": _number_or_text,
-    "binarize": lambda text: None if text == "none" else text,
-    "corruption": lambda text: None if text == "none" else text,
-}
-
-
-def _spell(value: Any) -> str:
-    """As it would be typed."""
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return "none" if value is None else str(value)
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 # --------------------------------------------------------------------------------------- the data
