@@ -58,6 +58,18 @@ def test_gradient_of_the_whole_loss(architecture, labels, rng):
     assert gradcheck(loss, *net.parameters()) < 1e-6
 
 
+@BOTH
+@pytest.mark.parametrize("hidden", [(6,), (6, 4), ()])
+def test_every_label_at_once_is_one_after_the_other(architecture, hidden, rng):
+    """What the first layer makes of x is computed once for all labels."""
+    net, rows = build(architecture, hidden=hidden), batch(rng, "none", architecture)
+    _, *found = net.posterior(rows)
+    for y in range(C):
+        each = net.encoder(rows.x, np.eye(C)[np.full(B, y)])
+        for at_once, alone in zip(found, each, strict=True):
+            np.testing.assert_allclose(at_once.data[y::C], alone.data, rtol=1e-12)
+
+
 @pytest.mark.parametrize("beta", [1.0, 0.3])
 def test_labels_are_summed_out_as_by_brute_force(beta, rng):
     """U = sum_y q(y | x) (L(x, y) - log q(y | x)), with p(y) = 1 / C in L."""

@@ -99,9 +99,8 @@ class M2Network(Model):
 
     def posterior(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """log q(y | x) (B, C), and mu, logvar of q(z | x, y) for each label, (B C, Z)."""
-        x = np.repeat(batch.x, self.classes, axis=0)
-        code = self._one_hot(self._every(batch.x), x)
-        return (self.classify(batch.x), *self.encoder(x, code))
+        codes = self._one_hot(np.arange(self.classes, like=batch.x).astype(np.int64), batch.x)
+        return (self.classify(batch.x), *self.encoder.every(batch.x, codes))  # type: ignore[attr-defined]
 
     def evaluation(self, batch: Batch, draw: Draw, posterior: Any = None) -> Terms:
         """U, the bound of log p(x): labels are summed out, and serve to count what is right."""

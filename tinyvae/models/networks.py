@@ -39,6 +39,10 @@ class GaussianEncoder(Module):
         """The body's features (B, F) -> mu, logvar, each (B, Z)."""
         return self.mu(features), self.logvar(features)
 
+    def every(self, x: Any, conditions: Any) -> tuple[Tensor, Tensor]:
+        """Each row with each condition: x (B, ...), (C, E) -> mu, logvar, each (B C, Z)."""
+        return self.heads(self.body.every(x, conditions))  # type: ignore[attr-defined]
+
 
 class Joined(Module):
     """x -> front -> (B, F); then with y (B, E) beside it -> dense."""
@@ -49,6 +53,24 @@ class Joined(Module):
     def __call__(self, x: Any, y: Any = None) -> Tensor:
         """x (B, ...), y (B, E) -> what `dense` makes of (B, F + E)."""
         return self.dense(ops.concatenate([self.front(x), y]))
+
+    def every(self, x: Any, conditions: Any) -> Tensor:
+        """Each row with each condition: x (B, ...), (C, E) -> (B C, ...), a row's C together.
+
+        (x, y) W = x W_x + y W_y: what the first layer makes of x is the same for all conditions.
+        """
+        B, C = len(x), len(conditions)
+        if not self.dense.layers:  # type: ignore[attr-defined]
+            return self(np.repeat(x, C, axis=0), np.tile(conditions, (B, 1)))
+        first, *others = self.dense.layers  # type: ignore[attr-defined]
+        rows, H = first.weight.shape
+        of_x, of_y = (
+            first.weight[: rows - conditions.shape[1]],
+            first.weight[-conditions.shape[1] :],
+        )
+        from_x = ops.reshape(ops.linear(self.front(x), of_x, first.bias), (B, 1, H))
+        from_y = ops.reshape(ops.linear(conditions, of_y), (1, C, H))
+        return Sequential(*others)(ops.reshape(from_x + from_y, (B * C, H)))
 
 
 def _body(front: list, dense: list, extra: int) -> Callable:
