@@ -193,3 +193,31 @@ def test_every_variant_of_the_family_is_measured(name, rng):
     assert log_p.shape == (5,)
     assert found["log_likelihood"] == pytest.approx(log_p.mean())
     assert found["elbo"] == pytest.approx(-(found["nll"] + found["kl"]))
+
+
+def test_a_run_of_the_family_is_kept_and_made_again_for_other_settings(tmp_path):
+    made = []
+
+    def make():
+        made.append(len(made))
+        return {"elbo": -1.5}, np.arange(3.0) + len(made)
+
+    path = tmp_path / "runs" / "vae-0.npz"
+    for settings, runs in (({"epochs": 1}, 1), ({"epochs": 1}, 1), ({"epochs": 2}, 2)):
+        found, log_p = family.kept(path, settings, make)
+        assert (found, len(made)) == ({"elbo": -1.5}, runs)
+        np.testing.assert_array_equal(log_p, np.arange(3.0) + runs)
+
+
+def test_variants_of_the_family_are_compared_row_by_row_and_seed_by_seed(rng):
+    base = rng.standard_normal((2, 50))
+    better = base + np.array([[1.0], [2.0]])  # the same gain for each row
+    log_p = {"vae": [*base], "vae-5": [*better], "iwae-5": [*(better + base)]}
+    pairs = {(p["variant"], p["above"]): p for p in family.compared(log_p)}
+    assert set(pairs) == {("vae-5", "vae"), ("iwae-5", "vae"), ("iwae-5", "vae-5")}
+    assert pairs["vae-5", "vae"]["gain"] == pytest.approx(1.5)
+    assert pairs["vae-5", "vae"]["each_seed"] == pytest.approx([1.0, 2.0])
+    assert pairs["vae-5", "vae"]["error"] == pytest.approx(0, abs=1e-12)
+    found, gain = pairs["iwae-5", "vae-5"], base.mean(axis=0)
+    assert found["gain"] == pytest.approx(gain.mean())
+    assert found["error"] == pytest.approx(gain.std() / 50**0.5)
