@@ -157,12 +157,12 @@ class jit:
             args = tuple(a.memory[0] if type(a) is Cell else a for a in args)
         return (self.compiled or self.dispatcher())(*args)
 
-    def native(self, args: tuple) -> tuple[int, bool, list]:
+    def native(self, args: tuple) -> tuple[int, list]:
         """How a program calls the machine code for these arguments."""
         from . import _numba
 
         values = tuple(a.memory[0] if type(a) is Cell else a for a in args)
-        return _numba.address(self.dispatcher(), values), True, flattened(args)
+        return _numba.address(self.dispatcher(), values), flattened(args)
 
 
 class jit_rows(jit):

@@ -69,3 +69,23 @@ def log1p(u: Any) -> Any:
 def row_max(row: Any) -> Any:
     """The largest of a row of numbers, one at least; where some are NaN, it or the largest."""
     return np.max(row)
+
+
+def tiles(a: int, rows: Any, steps: Any, b: Any, c: int, out: Any, accumulate: bool) -> None:
+    """c[i] = sum_k a[i, k] b[k], or c[i] + ..., for Numba bodies alone (`_tile.py`).
+
+    a, c: addresses; rows, out: (N,) int64, where the rows of a and c begin, in bytes from there;
+    steps: (K,) int64, where the numbers of a row of a lie, in bytes from its beginning;
+    b: (K, M), its rows contiguous.
+    """
+    raise NotImplementedError
+
+
+def square(a: Any) -> int:
+    """The side of the squares that `transpose_square` turns.  For Numba bodies alone."""
+    raise NotImplementedError
+
+
+def transpose_square(a: Any, out: Any, i: int, j: int) -> None:
+    """out[j:, i:] = a[i:, j:]^T, one square; the rows of both are contiguous.  As `square`."""
+    raise NotImplementedError

@@ -18,6 +18,7 @@ from numba import njit, typeof, types
 from numba.extending import intrinsic, overload, typeof_impl
 
 from . import _cache, _math
+from . import _tile as _tile  # the overloads of tiles and transpose_square
 
 f32 = np.float32
 FASTMATH = _math.FASTMATH

@@ -15,10 +15,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import ctypes
-import functools
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -138,8 +135,8 @@ def _compiled(calls: list[Call]) -> tuple[Any, int]:
     lines = ["define i32 @program() {", "entry:", "  %ret = alloca [64 x i8], align 16",
              "  %error = alloca ptr, align 8"]  # fmt: skip
     for number, (kernel, args) in enumerate(calls, 1):
-        address, checked, constants = kernel.native(args)
-        given = ["ptr %ret", "ptr %error"] if checked else []
+        address, constants = kernel.native(args)
+        given = ["ptr %ret", "ptr %error"]
         for place, (kind, value) in enumerate(constants):
             if kind.startswith("load "):
                 kind = kind.removeprefix("load ")
@@ -149,9 +146,6 @@ def _compiled(calls: list[Call]) -> tuple[Any, int]:
             else:
                 given.append(_text(kind, value))
         callee = f"inttoptr (i64 {address} to ptr)"
-        if not checked:
-            lines.append(f"  call void {callee}({', '.join(given)})")
-            continue
         lines += [
             f"  %status{number} = call i32 {callee}({', '.join(given)})",
             # Numba's codes: 0 returned a value, -2 returned None; all others are exceptions
@@ -163,15 +157,3 @@ def _compiled(calls: list[Call]) -> tuple[Any, int]:
         ]  # fmt: skip
     engine = machine_code("\n".join([*lines, "  ret i32 0", "}"]))
     return engine, engine.get_function_address("program")
-
-
-# ------------------------------------------------------------------------------------------ BLAS
-@functools.cache
-def cblas(name: str) -> int | None:
-    """The address of a function in the OpenBLAS that NumPy's wheels bring, or None."""
-    folder = Path(np.__file__).parents[1] / ("numpy" if sys.platform == "darwin" else "numpy.libs")
-    for path in sorted(folder.rglob("*openblas*")):
-        with contextlib.suppress(OSError, AttributeError):
-            function = getattr(ctypes.CDLL(str(path)), f"scipy_cblas_{name}64_")
-            return ctypes.cast(function, ctypes.c_void_p).value
-    return None
