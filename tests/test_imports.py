@@ -93,7 +93,7 @@ def test_only_what_is_loaded_at_a_first_call_imports_numba():
         for path in (*KERNELS.rglob("*.py"), *TINYVAE.rglob("*.py"))
         if any(n.split(".")[0] == "numba" for n in imports(path, ("tinyvae_kernels",)))
     }
-    assert users == {"_numba.py", "_cache.py", "_parts.py"}
+    assert users == {"_numba.py", "_cache.py", "_parts.py", "_tile.py"}
 
 
 def loaded_by(code: str) -> set[str]:
