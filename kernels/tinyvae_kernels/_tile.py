@@ -17,6 +17,7 @@ Imported at the first Numba call only.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,21 +33,22 @@ FLOATS = {types.float32: (ir.FloatType(), 4), types.float64: (ir.DoubleType(), 8
 AHEAD = 8  # rows of b that are fetched before they are needed: 116 GFLOP/s, without it 111
 
 
-def _registers() -> tuple[int, int]:
-    """Bytes of a vector of this CPU, and how many of them a tile is wide.
+def _registers() -> tuple[int, int, int]:
+    """Bytes of a vector of this CPU; height and width of the largest tile that its registers hold.
 
-    With 32 registers: 6 x 4 for the tile, 4 for b's row, 1 for a's number; with 16: 6 x 2, 2, 1.
+    With 32 registers: 6 x 4 for the tile, 4 for b's row, 1 for a's number; with 16: 4 x 3, 3 and 1.
     """
     triple, _, features = cpu_target.target_context.codegen().magic_tuple()
     if "+avx512f" in features:
-        return 64, 4
+        return 64, 6, 4
     if triple.startswith(("x86", "i386", "i686", "amd64")):
-        return (32 if "+avx" in features else 16), 2
-    return 16, 4
+        return (32 if "+avx" in features else 16), 4, 3
+    return 16, 6, 4
 
 
-VECTOR, WIDEST = _registers()
-HEIGHTS = (6, 4, 2, 1)
+VECTOR, TALLEST, WIDEST = _registers()
+HEIGHTS = tuple(height for height in (6, 4, 2, 1) if height <= TALLEST)
+CHEAP_MASKS = VECTOR == 64  # else a vector that is whole gets a function without a mask
 Tiles = Callable[..., Any]
 
 
@@ -63,7 +65,7 @@ def _tiles(a, rows, steps, b, c, out, accumulate):
             i = 0
             while i < N:
                 left = N - i
-                height = 6 if left >= 6 else 4 if left >= 4 else 2 if left >= 2 else 1
+                height = TALLEST if left >= TALLEST else 4 if left >= 4 else 2 if left >= 2 else 1
                 tile(
                     height, width, a, rows.ctypes.data + 8 * i, steps.ctypes.data,
                     b.ctypes.data + j * itemsize, b.strides[0],
@@ -85,15 +87,23 @@ def _tile(dtype: types.Type) -> Tiles:
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         height, width, *others = values
-        shape = builder.or_(builder.shl(height, I64(8)), width)
+        last = others[-2]
+        lanes = I64(VECTOR // FLOATS[dtype][1])
+        part = builder.icmp_signed("<", last, lanes) if not CHEAP_MASKS else ir.Constant(I1, 1)
         end = builder.append_basic_block("tile.end")
-        choice = builder.switch(shape, end)
-        for h in HEIGHTS:
-            for w in range(1, WIDEST + 1):
+        choice = builder.switch(
+            builder.or_(
+                builder.or_(builder.shl(height, I64(8)), builder.shl(width, I64(1))),
+                builder.zext(part, I64),
+            ),
+            end,
+        )
+        for h, w, p in itertools.product(HEIGHTS, range(1, WIDEST + 1), (False, True)):
+            if p or not CHEAP_MASKS:
                 block = builder.append_basic_block(f"tile.{h}.{w}")
-                choice.add_case(I64(h << 8 | w), block)
+                choice.add_case(I64(h << 8 | w << 1 | p), block)
                 with builder.goto_block(block):
-                    builder.call(_function(builder.module, dtype, h, w), others)
+                    builder.call(_function(builder.module, dtype, h, w, p), others)
                     builder.branch(end)
         builder.position_at_end(end)
         return context.get_dummy_value()
@@ -168,10 +178,13 @@ class _Vectors:
         self.call("llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(3), I32(1))
 
 
-def _function(module: Any, dtype: types.Type, height: int, width: int) -> Any:
-    """The function in this module that computes one tile of this size; see `_tile`."""
+def _function(module: Any, dtype: types.Type, height: int, width: int, masked: bool) -> Any:
+    """The function in this module that computes one tile of this size; see `_tile`.
+
+    masked: the last vector is not whole.
+    """
     number, itemsize = FLOATS[dtype]
-    name = f"tinyvae_tile_{itemsize}_{height}_{width}"
+    name = f"tinyvae_tile_{itemsize}_{height}_{width}_{masked:d}"
     if name in module.globals:
         return module.globals[name]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 9 + [I1]), name)
@@ -182,7 +195,7 @@ def _function(module: Any, dtype: types.Type, height: int, width: int) -> Any:
     )
     builder = ir.IRBuilder(entry)
     vectors = _Vectors(module, builder, number, itemsize)
-    masks = [None] * (width - 1) + [vectors.first_lanes(last)]
+    masks = [None] * (width - 1) + [vectors.first_lanes(last) if masked else None]
     cells = [(i, j) for i in range(height) for j in range(width)]
     across = [I64(VECTOR * j) for j in range(width)]
 
