@@ -1,5 +1,6 @@
 """The README's Python blocks run as they stand, and its map names what exists."""
 
+import os
 import re
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def test_the_map_names_what_exists():
 
 @pytest.mark.parametrize("name", ["01_vae_by_hand", "02_own_encoder"])
 def test_examples_run(name, tmp_path):
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
     command = [sys.executable, "-W", "error", str(ROOT / "examples" / f"{name}.py")]
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200
