@@ -20,7 +20,7 @@ ORDER = [
     "tensor", "ops", "checking", "optim", "nn", "parallel",  # tensors from here on
     "corruptions", "batches", "estimators", "flows", "priors", "likelihoods", "objectives",
     "models",
-    "metrics", "imputation", "recorded", "train",
+    "metrics", "imputation", "recorded", "captured", "train",
     "saved", "options", "fitted", "estimator", "anomaly", "plots", "runs", "console", "arguments",
     "cli", "__main__",
 ]  # fmt: skip

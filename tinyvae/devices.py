@@ -27,8 +27,10 @@ from tinyvae_kernels import (
     cpu_backend,
     cuda_problem,
     cupy_device,
+    empty,
     is_device_array,
     is_view,
+    product,
     run_programs,
     threads,
 )
@@ -75,7 +77,7 @@ def _products_problem() -> str | None:
     xp = cupy_device().xp
     try:
         one = xp.ones((2, 2), np.float32)
-        one @ one
+        product(one, one, one @ one)
     except Exception as error:  # ImportError, or CuPy's own error types
         return f"cuBLAS, which multiplies matrices, cannot be used ({one_line(error)})"
     return None
@@ -113,6 +115,11 @@ def to_host(array: Any) -> np.ndarray:
     return move(array, "cpu")
 
 
+def graph() -> Any:
+    """Something to capture a GPU's work in, and to launch it again: tinyvae_kernels/_graph.py."""
+    return cupy_device().graph()
+
+
 # --------------------------------------------------------------------------------------- the memory
 def peak_memory() -> float:
     """The most memory that this process has had in use so far, MB (2^20 bytes); NaN if unknown."""
@@ -139,6 +146,8 @@ __all__ = [
     "cores",
     "cpu_backend",
     "describe",
+    "empty",
+    "graph",
     "is_device_array",
     "is_view",
     "move",

@@ -141,18 +141,19 @@ class Adam(_Optimizer):
                 self._group[number[id(tensor)]] = place
         self.main = [t for t, g in zip(self.parameters, self._group, strict=True) if g == 0]
 
-    def numbers(self, scale: float) -> tuple[float, ...]:
-        """The numbers of Adam's formula for the present step, group after group.
+    def numbers(self, scale: float, step: int | None = None) -> tuple[float, ...]:
+        """The numbers of Adam's formula, group after group.
 
-        scale: of the gradients of `main`.
+        scale: of the gradients of `main`; step: counted from 1, by default the present one.
         """
+        step = self.steps if step is None else step
         numbers = adam_numbers(
-            step=self.steps, learning_rate=self.learning_rate, beta1=self.betas[0],
+            step=step, learning_rate=self.learning_rate, beta1=self.betas[0],
             beta2=self.betas[1], eps=self.eps, weight_decay=self.weight_decay, scale=scale,
         )  # fmt: skip
         for group in self.groups:
             numbers += adam_numbers(
-                step=self.steps, learning_rate=group.learning_rate, beta1=group.betas[0],
+                step=step, learning_rate=group.learning_rate, beta1=group.betas[0],
                 beta2=group.betas[1], eps=self.eps,
             )  # fmt: skip
         return numbers
@@ -163,17 +164,17 @@ class Adam(_Optimizer):
     def _update(self, tensor: Tensor, i: int, scale: float) -> None:
         self.update(i, self._numbers)
 
-    def update(self, i: int, numbers: tuple, other: Any = None) -> None:
-        """Update parameter i, with the step's numbers, or cells that hold them.
+    def update(self, i: int, numbers: Any, other: Any = None, loss: Any = None) -> None:
+        """Update parameter i, with the step's numbers, or cells or an array that hold them.
 
-        other: a second share of its gradient, to be added.
+        other: a second share of its gradient, to be added; loss: see adam_update.
         """
         tensor = self.parameters[i]
         if self.groups:
             first = self._group[i] * NUMBERS
             numbers = numbers[first : first + NUMBERS]
         state = self.state["m"][i], self.state["v"][i]
-        adam_update(tensor.data, tensor.grad, *state, numbers, other=other)
+        adam_update(tensor.data, tensor.grad, *state, numbers, other=other, loss=loss)
 
 
 class SGD(_Optimizer):

@@ -20,6 +20,7 @@ import numpy as np
 
 from . import devices
 from .batches import Batch, Gather, Rows, read
+from .captured import CapturedStep
 from .metrics import collapse_warning, evaluate, real
 from .models import Model
 from .objectives import Terms
@@ -111,7 +112,7 @@ class Step:
     def __init__(self, network: Model, optimizer: Adam, settings: Settings):
         self.network, self.optimizer, self.settings = network, optimizer, settings
         self._stack = contextlib.ExitStack()
-        self._recorded: dict[tuple, RecordedStep | None] = {}
+        self._recorded: dict[tuple, RecordedStep | CapturedStep | None] = {}
         self.log: dict[str, float] = {}  # means over the last batch of what else the model reports
 
     def __enter__(self) -> Step:
@@ -143,6 +144,7 @@ class Step:
         settings, optimizer = self.settings, self.optimizer
         kl_weight = settings.kl_weight(epoch)
         want_norm = want_norm or settings.clip_norm is not None
+        optimizer.learning_rate = settings.learning_rate(epoch)
         recorded = self._recording(source)
         if recorded is not None:
             shards = recorded.gradients(source, optimizer.steps, kl_weight, summed=want_norm)
@@ -161,7 +163,6 @@ class Step:
             norm = gradient_norm(optimizer.main)
         if settings.clip_norm is not None and norm > settings.clip_norm:
             scale = settings.clip_norm / norm
-        optimizer.learning_rate = settings.learning_rate(epoch)
         if recorded is not None:
             recorded.update(scale)
         else:
@@ -179,27 +180,37 @@ class Step:
 
         return self._shards.run(gradients, len(batch))
 
-    def _recording(self, source: Batch | Gather) -> RecordedStep | None:
+    def _recording(self, source: Batch | Gather) -> RecordedStep | CapturedStep | None:
         """The recorded step for batches of this shape, from the second one on, if there is one."""
-        if devices.cpu_backend() != "numba":
-            return None  # the reference: there is no machine code to call
-        key: tuple
-        if isinstance(source, Gather):
-            key = (source.shape, id(source.rows))
-        elif isinstance(source.x, np.ndarray) and source.plain:
-            key = (source.x.shape, source.x.dtype, source.total)
-        else:
+        key = self._shape(source)
+        if key is None:
             return None
         if key not in self._recorded:
             self._recorded[key] = None  # the first step compiles the kernels
             return None
         recorded = self._recorded[key]
         if recorded is None and sum(map(bool, self._recorded.values())) < MOST_RECORDED:
-            recorded = RecordedStep(
-                self._shards, self.optimizer, self._objective, total=source.total
-            )
-            self._recorded[key] = recorded
+            recorded = self._recorded[key] = self._record(source)
         return recorded if recorded is not None and recorded.fits() else None
+
+    def _shape(self, source: Batch | Gather) -> tuple | None:
+        """What batches for one recording have in common; None if there is none for such ones."""
+        on_cpu = isinstance(source, Gather) or isinstance(source.x, np.ndarray)
+        if on_cpu and devices.cpu_backend() != "numba":
+            return None  # the reference: there is no machine code to call
+        if isinstance(source, Gather):
+            return source.shape, id(source.rows)
+        if on_cpu:
+            return (source.x.shape, source.x.dtype, source.total) if source.plain else None
+        arrays = (source.x, source.y, source.mask, source.corrupted)
+        return source.total, *(None if a is None else (a.shape, a.dtype) for a in arrays)
+
+    def _record(self, source: Batch | Gather) -> RecordedStep | CapturedStep:
+        """A recorded step for batches like this one."""
+        if isinstance(source, Batch) and devices.is_device_array(source.x):
+            whole = self.settings.clip_norm is None
+            return CapturedStep(self.network, self.optimizer, self._objective, whole=whole)
+        return RecordedStep(self._shards, self.optimizer, self._objective, total=source.total)
 
     def _objective(
         self, network: Model, batch: Batch, part: slice, step: Any, kl_weight: Any

@@ -13,6 +13,7 @@ A kernel is a pair of pure functions:
 from collections.abc import Callable
 from typing import Any
 
+from ._cublas import PRECISIONS, precision
 from ._cuda import cuda_problem, cupy_device, is_device_array
 from ._dispatch import BACKENDS, BackendError, backend, cpu_backend, empty, numba_problem
 from ._memory import is_view
@@ -119,6 +120,7 @@ __all__ = [
     "ACTIVATIONS",
     "BACKENDS",
     "PAIRS",
+    "PRECISIONS",
     "Arena",
     "BackendError",
     "Cell",
@@ -192,6 +194,7 @@ __all__ = [
     "philox_bits",
     "philox_normal",
     "philox_uniform",
+    "precision",
     "product",
     "release_memory",
     "reparameterize_backward",

@@ -20,11 +20,16 @@ import functools
 import importlib.util
 import re
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+from . import _cublas
+from ._cublas import Cublas
+from ._graph import Graph
 
 HERE = Path(__file__).parent
 TYPES = {"float32": "float", "float64": "double", "float16": "half", "bfloat16": "bfloat16"}
@@ -54,6 +59,16 @@ class Device(Protocol):
 
     def blocks(self) -> int:
         """How many blocks keep the device busy; a grid-stride kernel needs no more."""
+
+
+class Accelerator(Device, Protocol):
+    """A device of arrays that are computed with in full, and not by these kernels alone."""
+
+    def cublas(self) -> Cublas:
+        """What multiplies matrices on the current stream."""
+
+    def graph(self) -> Graph:
+        """Something to capture work in, and to launch it again."""
 
 
 _devices: dict[type, Device] = {}
@@ -236,6 +251,7 @@ class CupyDevice:
 
         self.xp = cupy
         self._functions: dict[tuple[int, str], Callable] = {}
+        self._of_thread = threading.local()  # Cublas of each GPU and stream
 
     def function(self, file: str, kernel: str) -> Callable[..., None]:
         """Compiled at the first call on each GPU."""
@@ -260,6 +276,25 @@ class CupyDevice:
     def blocks(self) -> int:
         """Eight blocks of 256 threads fill a multiprocessor."""
         return 8 * _multiprocessors(self.xp.cuda.runtime.getDevice())
+
+    def cublas(self) -> Cublas:
+        """Made at the first product on each stream, which must not be a recorded one."""
+        handles: dict[Any, Any] = self._of_thread.__dict__
+        cuda = self.xp.cuda
+        key = (cuda.runtime.getDevice(), cuda.get_current_stream().ptr)
+        if key not in handles:
+            cuda.get_cublas_handle()  # CuPy loads the library
+            workspace = self.xp.empty(_cublas.WORKSPACE, np.uint8)
+            handles[key] = Cublas(_cublas.loaded(), key[1], workspace)
+        return handles[key]
+
+    def graph(self) -> Graph:
+        """One stream of each GPU captures all graphs, so that there is one workspace for them."""
+        streams: dict[Any, Any] = self._of_thread.__dict__
+        key = ("graphs", self.xp.cuda.runtime.getDevice())
+        if key not in streams:
+            streams[key] = self.xp.cuda.Stream(non_blocking=True)
+        return Graph(self.xp, streams[key])
 
 
 @functools.cache

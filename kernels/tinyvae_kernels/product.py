@@ -7,12 +7,14 @@ The left factor is read as it lies, transposed or not.  A transposed right facto
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from . import _math
-from ._dispatch import check_floats, empty, jit, jit_rows, select
+from ._cublas import is_readable
+from ._cuda import Accelerator
+from ._dispatch import check_floats, contiguous, device_of, empty, jit, jit_rows, select
 
 
 def product(a: Any, b: Any, out: Any, *, accumulate: bool = False) -> Any:
@@ -28,11 +30,11 @@ def product(a: Any, b: Any, out: Any, *, accumulate: bool = False) -> Any:
         raise ValueError(f"out has shape {out.shape}, the product ({a.shape[0]}, {b.shape[1]})")
     if not out.flags.c_contiguous:
         raise ValueError("out must be C-contiguous")
-    select(out, _product_numpy, _product_tiles, _product_numpy)(a, b, out, accumulate)
+    select(out, _product_numpy, _product_tiles, _product_cuda)(a, b, out, accumulate)
     return out
 
 
-def _product_numpy(a, b, out, accumulate):  # on a GPU: cuBLAS
+def _product_numpy(a, b, out, accumulate):
     if accumulate:
         out += a @ b
     else:
@@ -69,6 +71,17 @@ def _product_numba(out, a, b, accumulate):
                 b[k : k + depth],
                 out.ctypes.data + i * out.strides[0], below[:some], accumulate != 0 or k > 0,
             )  # fmt: skip
+
+
+def _product_cuda(a, b, out, accumulate):
+    if not out.size or not a.size:  # nothing to add up: cuBLAS need not be asked
+        if not accumulate:
+            out.fill(0)
+        return
+    a, b = (m if is_readable(m) else contiguous(m) for m in (a, b))
+    device = cast(Accelerator, device_of(out))
+    with device.active(out):
+        device.cublas().product(a, b, out, accumulate)
 
 
 def transpose(a: np.ndarray, out: np.ndarray) -> None:

@@ -4,6 +4,10 @@
 and becomes one by `get` alone; reductions stay on the device, as arrays without axes; an index out
 of range wraps around. Its memory is allocated in its exact size, so that AddressSanitizer knows
 its ends, and filled with NaN (0xFF bytes), so that an output nobody wrote shows.
+
+All work goes through `start`. While a `Graph` captures, work is remembered with its arguments as
+they are, and is not done: memory is as it was when the capture ends, and what was allocated
+meanwhile holds NaN. Nobody may look at an array then, or bring one from the host.
 """
 
 from __future__ import annotations
@@ -11,19 +15,72 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from tinyvae_kernels import _cuda
+from tinyvae_kernels._cublas import Cublas
 
 from . import build
+from .cublas import FakeCublas
 
 ALIGNMENT = 256  # bytes, of what CUDA allocates
 _libc = ctypes.CDLL(None)  # under a sanitizer, its allocator
 _libc.posix_memalign.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)
 _libc.free.restype, _libc.free.argtypes = None, (ctypes.c_void_p,)
+
+
+# ---------------------------------------------------------------------------------------- capture
+_alive: weakref.WeakSet[_Memory] = weakref.WeakSet()
+_capturing: Graph | None = None  # one at a time is enough here
+
+
+def start(work: Callable[[], Any]) -> Any:
+    """Do some work on arrays, and remember it if a graph captures: its result."""
+    if _capturing is not None:
+        _capturing.work.append(work)
+    return work()
+
+
+def not_captured(what: str) -> None:
+    """RuntimeError in a capture."""
+    if _capturing is not None:
+        raise RuntimeError(f"{what} while a stream is capturing")
+
+
+class Graph:
+    """Stands for a CUDA graph and the stream that captures it."""
+
+    def __init__(self) -> None:
+        self.work: list[Callable[[], Any]] = []
+        self.allocated: list[_Memory] = []
+        self.launches = 0
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        yield
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[None]:
+        global _capturing
+        before = [(memory, memory.bytes()) for memory in _alive]
+        _capturing = self
+        try:
+            yield
+        finally:
+            _capturing = None
+            for memory, content in before:  # nothing was done
+                ctypes.memmove(memory.pointer, content, memory.size)
+            for memory in self.allocated:
+                ctypes.memset(memory.pointer, 0xFF, memory.size)
+
+    def launch(self) -> None:
+        self.launches += 1
+        for work in self.work:
+            work()
 
 
 class _Memory:
@@ -34,10 +91,18 @@ class _Memory:
         if _libc.posix_memalign(ctypes.byref(address), ALIGNMENT, max(size, 1)):
             raise MemoryError(f"{size} bytes")
         self.pointer: int = address.value or 0
+        self.size = size
         ctypes.memset(self.pointer, 0xFF, size)
+        _alive.add(self)
+        if _capturing is not None:
+            _capturing.allocated.append(self)
         self.__array_interface__ = {
             "version": 3, "shape": (size,), "typestr": "|u1", "data": (self.pointer, False)
         }  # fmt: skip
+
+    def bytes(self) -> bytes:
+        """What it holds."""
+        return ctypes.string_at(self.pointer, self.size)
 
     def __del__(self) -> None:
         _libc.free(self.pointer)
@@ -166,9 +231,11 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
 
     # ---------------------------------------------------------------------- from and to the host
     def get(self) -> np.ndarray:
+        not_captured("an array was copied to the host")
         return self._host.copy(order="A")
 
     def set(self, array: np.ndarray) -> None:
+        not_captured("an array was copied from the host")
         if not isinstance(array, np.ndarray) or array.shape != self.shape:
             raise ValueError("set needs a NumPy array of the same shape")
         self._host[...] = array
@@ -180,22 +247,22 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         )
 
     def item(self, *args: int) -> Any:
-        return self._host.item(*args)
+        return self.get().item(*args)
 
     def tolist(self) -> Any:
-        return self._host.tolist()
+        return self.get().tolist()
 
     def __bool__(self) -> bool:
-        return bool(self._host)
+        return bool(self.get())
 
     def __int__(self) -> int:
-        return int(self._host)
+        return int(self.get())
 
     def __float__(self) -> float:
-        return float(self._host)
+        return float(self.get())
 
     def __index__(self) -> int:
-        return self._host.__index__()
+        return self.get().__index__()
 
     def __len__(self) -> int:
         return len(self._host)
@@ -212,6 +279,8 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         for value in inputs:
             if not isinstance(value, (Array, *SCALARS)):
                 raise TypeError(f"Unsupported type {type(value)}")
+        if ufunc is np.matmul:
+            not_captured("CuPy called cuBLAS")
         return _call(getattr(ufunc, method), inputs, options)
 
     def __array_function__(self, function: Any, types: Any, args: tuple, options: dict) -> Any:
@@ -222,30 +291,41 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
 
     # ------------------------------------------------------------------------------------ methods
     def __getitem__(self, index: Any) -> Array:
-        return on_device(self._host[wrapped_index(index, self.shape)])
+        _check_index(index)
+        return _call(lambda a: a[wrapped_index(index, a.shape)], (self,), {})
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if isinstance(value, np.ndarray) and value.ndim:
             raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
         if not isinstance(value, (Array, np.ndarray, *SCALARS)):
             raise TypeError(f"Unsupported type {type(value)}")
+        _check_index(index)
         value = value._host if isinstance(value, Array) else value
-        self._host[wrapped_index(index, self.shape)] = value
+        start(lambda: self._host.__setitem__(wrapped_index(index, self.shape), value))
 
     def astype(self, dtype: Any, order: Any = "K", copy: bool = True) -> Array:
         if not copy and self.dtype == dtype:
             return self
-        return copied(self._host.astype(dtype, order=order))
+        return _call(lambda a: a.astype(dtype, order=order), (self,), {})
 
     def copy(self, order: Any = "C") -> Array:
-        return copied(self._host.copy(order=order))
+        return _call(lambda a: a.copy(order=order), (self,), {})
 
     def fill(self, value: Any) -> None:
         self[...] = value
 
 
+def _check_index(index: Any) -> None:
+    """An index of booleans has as many results as are true: the device is asked for the number."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(part, Array) and part.dtype == bool for part in parts):
+        not_captured("an index of booleans was counted")
+
+
 def _method(name: str) -> Callable:
     def method(self: Array, *args: Any, **options: Any) -> Any:
+        if name == "dot":
+            not_captured("CuPy called cuBLAS")
         return _call(getattr(self._host, name), args, options)
 
     method.__name__ = name
@@ -262,11 +342,26 @@ for _name in (
 
 def _call(function: Callable, args: tuple, options: dict) -> Any:
     """NumPy's function on device arrays, its results on the device."""
-    out = options.get("out")
-    result = function(*host(args), **host(options))
+    out, given, more = options.get("out"), host(args), host(options)
     if out is not None:
+        start(lambda: function(*given, **more))
         return out[0] if isinstance(out, tuple) and len(out) == 1 else out
-    return on_device(result)
+    result = on_device(function(*given, **more))
+    if _capturing is not None:
+        _capturing.work.append(lambda: _refill(result, function(*given, **more)))
+    return result
+
+
+def _refill(results: Any, values: Any) -> None:
+    """The results once more, in the same memory; a view has them already."""
+    if isinstance(results, Array) and results.base is None:
+        results._host[...] = values
+    elif type(results) in (tuple, list):
+        for result, value in zip(results, values, strict=True):
+            _refill(result, value)
+
+
+PRODUCTS = {"dot", "matmul", "einsum", "tensordot", "inner", "outer", "vdot"}
 
 
 class Namespace:
@@ -285,17 +380,25 @@ class Namespace:
             if type(found) is type(np):
                 raise AttributeError(f"the stand-in for cupy has no module {name}")
             return found
+        if name in PRODUCTS:
+            not_captured("CuPy called cuBLAS")
         return lambda *args, **options: _call(found, args, options)
 
     def asarray(self, a: Any, dtype: Any = None, order: Any = None) -> Array:
         if isinstance(a, Array) and dtype in (None, a.dtype):
-            return a if order is None else on_device(np.asarray(a._host, order=order))
+            return a if order is None else _call(np.asarray, (a,), {"order": order})
         return self.array(a, dtype)
 
     def array(self, a: Any, dtype: Any = None) -> Array:
         if isinstance(a, (tuple, list)) and any(isinstance(item, Array) for item in a):
-            a = [item.get() if isinstance(item, Array) else item for item in a]
-        return copied(a._host if isinstance(a, Array) else a, dtype)
+            return _call(np.array, (a, dtype), {})
+        if isinstance(a, Array):
+            return a.astype(a.dtype if dtype is None else dtype)
+        if np.ndim(a):  # a single number would be a kernel's argument
+            not_captured("an array was copied from the host")
+        made = copied(a, dtype)
+        start(lambda: _refill(made, a))
+        return made
 
     def asnumpy(self, a: Any) -> np.ndarray:
         return a.get() if isinstance(a, Array) else np.asarray(a)
@@ -303,7 +406,7 @@ class Namespace:
     def ascontiguousarray(self, a: Array, dtype: Any = None) -> Array:
         if isinstance(a, Array) and a.flags.c_contiguous and dtype in (None, a.dtype):
             return a
-        return copied(np.ascontiguousarray(host(a), dtype))
+        return _call(np.ascontiguousarray, (a, dtype), {})
 
     def empty(self, shape: Any, dtype: Any = float, order: str = "C") -> Array:
         sizes = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
@@ -319,11 +422,19 @@ class SimtDevice:
     def __init__(self, order: str = "forward", build: str = "plain"):
         self.order, self.build, self.xp = order, build, Namespace()
         self.launched: list[str] = []
+        self.library = FakeCublas(start)
+        self._cublas = Cublas(self.library, 0, self.xp.empty(4, np.uint8))
 
     def function(self, file: str, kernel: str) -> Callable[..., None]:
         self.launched.append(kernel)  # and the seed of a shuffled order is another each time
         library = build.library(file, self.build)
-        return build.Function(library, kernel, self.order, len(self.launched))
+        function = build.Function(library, kernel, self.order, len(self.launched))
+
+        def launch(grid: tuple, block: tuple, args: tuple, *, shared_mem: int = 0) -> None:
+            kept = tuple(a.copy() if isinstance(a, np.ndarray) else a for a in args)
+            start(lambda: function(grid, block, kept, shared_mem=shared_mem))
+
+        return launch
 
     def place(self, array: Array) -> str:
         return "cuda:0"
@@ -333,6 +444,12 @@ class SimtDevice:
 
     def blocks(self) -> int:
         return 4  # so few that grid-stride loops go round
+
+    def cublas(self) -> Cublas:
+        return self._cublas
+
+    def graph(self) -> Graph:
+        return Graph()
 
 
 @contextlib.contextmanager
