@@ -52,4 +52,5 @@ for prior in PRIORS:
     inside = (column >= 0) & (column <= 120) & (row >= 0) & (row <= 120)
     image[row[inside], column[inside]] = 1
     pictures.append(image)
-plots.image_grid(np.stack(pictures)[..., None], "priors.png", columns=5)
+plots.image_grid(np.stack(pictures)[..., None], "priors.png", columns=5, column_labels=PRIORS)
+print("wrote priors.png")

@@ -68,4 +68,6 @@ for spec in SPECS:
     print(f"{'Gaussian alone' if spec is None else str(spec):50s} KL(q || p) {kl:.2f} nats")
 sheet = np.stack(pictures).reshape(-1, len(AXIS), len(AXIS), 1)
 plots.image_grid(1 - sheet / sheet.max(axis=(1, 2, 3), keepdims=True), "flow_densities.png",
-                 columns=3)  # fmt: skip
+                 columns=3, row_labels=["p; Gaussian; Householder", "radial; planar, 4; planar, 24",
+                                        "Sylvester; coupling; inverse autoregressive"])  # fmt: skip
+print("wrote flow_densities.png")

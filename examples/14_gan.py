@@ -17,7 +17,7 @@ from tinyvae.likelihoods import FeatureMatching
 digits = tv.data.load("digits")
 x, test = digits.train, digits.test[:12]
 common = {"hidden": (256,), "activation": "gelu", "batch_size": 64, "random_state": 0}
-pictures = [test / 16.0 if test.max() > 1 else test]
+pictures, labels = [test / 16.0 if test.max() > 1 else test], ["test digits"]
 plain = None
 for name in ("vae", "gan", "gan:1:pixels", "features"):
     options = {"model": "vae" if name == "features" else name, "likelihood": "bce", "epochs": 40}
@@ -31,5 +31,7 @@ for name in ("vae", "gan", "gan:1:pixels", "features"):
     grey = np.mean(4 * z * (1 - z))
     print(f"{name:14} squared error of a pixel {error:.4f}   grey in samples {grey:.3f}")
     pictures += [made[:12], z[:12]]
-plots.image_grid(np.concatenate(pictures).reshape(-1, 8, 8, 1), "gan.png", columns=12)
+    labels += [f"{name}: again", "new"]
+plots.image_grid(np.concatenate(pictures).reshape(-1, 8, 8, 1), "gan.png", columns=12,
+                 row_labels=labels)  # fmt: skip
 print("wrote gan.png")

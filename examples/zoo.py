@@ -88,6 +88,8 @@ def train(data: tv.data.Dataset, asked: dict, epochs: int) -> tuple[tv.VAE, floa
         network = {"latent_dim": 20, "hidden": (400,)}
     training = {"epochs": epochs, "batch_size": 64, "learning_rate": 2e-3, "random_state": 0}
     vae = tv.VAE(**network | training | {"binarize": "dynamic"} | asked)
+    if vae.has_own_sizes:  # in the model's text
+        vae.latent_dim = tv.VAE().latent_dim
     started = time.perf_counter()
     vae.fit(data.train, data.train_labels)
     return vae, time.perf_counter() - started

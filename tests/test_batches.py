@@ -180,3 +180,15 @@ def test_a_batch_knows_how_many_rows_there_are_in_all():
     assert [b.total for _, b in rows.in_order(4)] == [10, 10, 10]
     alone = Batch(rows.array)
     assert (alone.total, alone[:2].total) == (None, 10)
+
+
+def test_rows_repeated():
+    x = np.arange(6.0).reshape(3, 2)
+    batch = Batch(x, np.arange(3), np.ones_like(x), corrupted=-x).repeated(2)
+    assert len(batch) == 6
+    assert batch.total == 3
+    np.testing.assert_array_equal(batch.y, [0, 0, 1, 1, 2, 2])
+    np.testing.assert_array_equal(batch.x[::2], x)
+    np.testing.assert_array_equal(batch.seen[1::2], -x)
+    assert batch.mask.shape == (6, 2)
+    assert Batch(x).repeated(2).mask is None

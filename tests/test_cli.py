@@ -256,6 +256,15 @@ def test_options_reach_the_model(here):
     assert "no latent" not in done("evaluate", "a")
 
 
+def test_what_suits_the_digits_is_not_asked_of_a_model_with_sizes_of_its_own(here):
+    _, config = runs.plan({"source": "digits", "model": "vq:codes=8"}, "")
+    assert config.options["latent_dim"] == tv.VAE().latent_dim
+    tv.VAE(**config.options)._validate()
+    _, config = runs.plan({"source": "digits", "model": "vq:codes=8", "latent_dim": 5}, "")
+    with pytest.raises(ValueError, match="model='vq' does not take latent_dim"):
+        tv.VAE(**config.options)._validate()
+
+
 def test_rows_that_are_no_images(here):
     np.save("rows.npy", np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32))
     done("train", "rows.npy", "--likelihood", "gaussian", "--epochs", 1, "--out", "a", *SMALL)

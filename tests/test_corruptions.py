@@ -48,8 +48,8 @@ def test_bad_ones_are_refused():
         corruptions.resolve("mask:1.5")
     with pytest.raises(ValueError, match=r"std must be positive and finite, got -1\.0"):
         Noise(-1.0)
-    with pytest.raises(ValueError, match="does not take corruption"):
-        tv.VAE(model="world", corruption="mask:0.2").fit(np.zeros((4, 3)))
+    with pytest.raises(ValueError, match="corruption damages numbers, which tokens are not"):
+        tv.VAE(model="sequence", likelihood="tokens:3", corruption="mask:0.2").fit(np.zeros((4, 3)))
 
 
 def test_training_batches_are_damaged_and_evaluation_is_not(rng):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 
 import tinyvae as tv
 from tinyvae import corruptions, flows, likelihoods, models, paddle, priors
+from tinyvae.batches import Batch
+from tinyvae.ops.noise import Draw
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
@@ -95,10 +98,11 @@ COMMON = {"hidden": (12,), "epochs": 2, "batch_size": 16, "random_state": 3, "le
 N = 40
 OPTIONS = {
     "iwae": {"model": "iwae:3"},
-    "gumbel": {"model": "gumbel:4:3"},
-    "categorical": {"model": "categorical:3"},
-    "bernoulli": {"model": "bernoulli:4"},
-    "vq": {"model": "vq:codes=5:size=3:positions=2:prior=4"},
+    "gumbel": {"model": "gumbel:4:3", "latent_dim": 20},
+    "categorical": {"model": "categorical:3", "latent_dim": 20},
+    "bernoulli": {"model": "bernoulli:4", "latent_dim": 20},
+    "bernoulli:4:nvil": {"latent_dim": 20},
+    "vq": {"model": "vq:codes=5:size=3:positions=2:prior=4", "latent_dim": 20},
     "ladder": {"model": "ladder:2:5"},
     "bottomup": {"model": "bottomup:2:5"},
     "sequence": {"model": "sequence", "likelihood": "tokens:3"},
@@ -110,6 +114,7 @@ OPTIONS = {
 def data(kind: str) -> tuple[np.ndarray, np.ndarray | None]:
     """Rows of a sort that the kind is for, and their labels if it needs any."""
     rng = np.random.default_rng(0)
+    kind = kind.split(":")[0]
     if kind == "world":
         frames, actions = paddle.episodes(N, 5, seed=0, size=8)
         return frames, np.eye(3, dtype=np.float32)[actions + 1].reshape(N, -1)
@@ -185,19 +190,122 @@ def test_noise_does_not_depend_on_the_rows_at_hand(kind):
     np.testing.assert_allclose(part, whole[:7], rtol=1e-9)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in models.KINDS if not models.KINDS[kind].weighs])
-@pytest.mark.parametrize("weight", [{"beta": 4.0}, {"kl_schedule": "linear:0:1:5"}])
-def test_a_weight_of_nothing_is_refused(kind, weight):
-    with pytest.raises(ValueError, match=rf"model='{kind}' has no KL to weigh"):
-        fitted(kind, **weight)
+# ------------------------------------------------------------------------- what goes with what
+ASKED = {
+    "latent_dim": {"latent_dim": 7},
+    "weight": {"beta": 4.0},
+    "prior": {"prior": "mixture:3"},
+    "flow": {"flow": "planar:2"},
+    "free_bits": {"free_bits": 0.1},
+    "grouped": {"free_bits": "group:0.1:2"},
+    "capacity": {"kl_schedule": "capacity:0:2:1"},
+    "missing": {"missing": True},
+    "corruption": {"corruption": "noise:0.1"},
+}
 
 
 @pytest.mark.parametrize("kind", models.KINDS)
-def test_what_it_does_not_take_is_refused_before_any_work(kind):
-    takes = models.KINDS[kind].takes
-    options = {"prior": {"prior": "mixture:3"}, "flow": {"flow": "planar:2"},
-               "free_bits": {"free_bits": 0.1},
-               "corruption": {"corruption": "noise:0.1"}}  # fmt: skip
-    for name in set(options) - set(takes):
-        with pytest.raises(ValueError, match=rf"model='{kind}' does not take {name}"):
-            fitted(kind, **options[name])
+@pytest.mark.parametrize("name", ASKED)
+def test_it_takes_what_it_does_not_refuse_with_a_reason(kind, name):
+    refuses, options = models.KINDS[kind].refuses, ASKED[name] | {"epochs": 1}
+    assert set(refuses) <= {*ASKED, "own"}
+    if name in ("grouped", "capacity") and {"free_bits", "weight"} & set(refuses):
+        with pytest.raises(ValueError, match=r"does not take (free_bits|beta|a capacity)"):
+            fitted(kind, **options)
+        return
+    if name in refuses:
+        words = f"model='{kind}' does not take {models.base.WORDS[name]}: {refuses[name]}"
+        with pytest.raises(ValueError, match=re.escape(words)):
+            fitted(kind, **options)
+        return
+    if kind == "sequence" and name == "corruption":
+        options |= {"likelihood": "gaussian"}
+    vae, x, y = fitted(kind, **options)
+    assert np.isfinite(vae.elbo(x, **y)).all()
+
+
+@functools.cache
+def network_of(kind: str) -> tuple[models.Model, np.ndarray, np.ndarray | None]:
+    """A model in float64, rows that it is for, as floats, and their labels."""
+    likelihood = {"likelihood": "gaussian"} if kind == "sequence" else {}
+    vae, x, y = fitted(kind, dtype="float64", epochs=1, **likelihood)
+    batch = next(vae._checked_rows(x, "X", *y.values()).in_order(N))[1]
+    return vae.network_, batch.x, batch.y
+
+
+def bounds(network: models.Model, batch: Batch) -> list[np.ndarray]:
+    """The loss of a batch, its bound, and its importance weights, if it has any."""
+    draws = [Draw(len(batch), seed=1, dtype=np.float64, like=batch.x) for _ in range(3)]
+    found = [network.loss(batch, draws[0], beta=0.5, rows=len(batch)).elbo,
+             network.evaluation(batch, draws[1]).elbo]  # fmt: skip
+    return found + ([network.log_weights(batch, draws[2])] if network.has_likelihood else [])
+
+
+KINDS_WITH_HOLES = [kind for kind in models.KINDS if "missing" not in models.KINDS[kind].refuses]
+
+
+@pytest.mark.parametrize("kind", KINDS_WITH_HOLES)
+def test_what_is_missing_does_not_count(kind, rng):
+    """Whatever stands in a missing value's place, the encoder's input being the same."""
+    network, x, y = network_of(kind)
+    mask = (rng.random(x.shape) < 0.7).astype(np.float64)
+    lies = np.where(mask != 0, x, 1 - x)
+    told, lied, counted = (
+        bounds(network, Batch(rows, y, seen, corrupted=x * mask))
+        for rows, seen in ((x, mask), (lies, mask), (lies, np.ones_like(mask)))
+    )
+    for a, b, c in zip(told, lied, counted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+        assert np.abs(a - c).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", models.KINDS)
+def test_the_encoder_sees_what_is_left(kind, rng):
+    """And nothing else: the damage decides the code, the clean rows are what is to be given."""
+    network, x, y = network_of(kind)
+    damaged = x * (rng.random(x.shape) < 0.5)
+    code = network.code(Batch(x, y, corrupted=damaged))[0].data
+    np.testing.assert_array_equal(code, network.code(Batch(damaged, y))[0].data)
+    clean, told, wrong = (
+        bounds(network, batch)
+        for batch in (Batch(x, y), Batch(x, y, corrupted=damaged), Batch(damaged, y))
+    )
+    for a, b, c in zip(clean, told, wrong, strict=True):
+        assert np.abs(a - b).max() > 1e-6  # the code is another
+        assert np.abs(b - c).max() > 1e-3  # the target is not
+
+
+@pytest.mark.parametrize("kind", KINDS_WITH_HOLES)
+def test_trained_on_holes_it_answers(kind, rng):
+    likelihood = {"likelihood": "gaussian"} if kind == "sequence" else {}
+    x, y = data(kind)
+    holes = np.where(rng.random(x.shape) < 0.2, np.nan, x)
+    vae = tv.VAE(**{"latent_dim": 2, "model": kind, "missing": True} | COMMON
+                 | OPTIONS.get(kind, {}) | likelihood).fit(holes, y)  # fmt: skip
+    of = {} if y is None else {"y": y}
+    assert np.isfinite(vae.elbo(holes, **of)).all()
+    assert np.isfinite(vae.reconstruct(holes, **of)).all()
+    if isinstance(vae.network_, models.vae.VAENetwork):
+        filled = vae.impute(holes, 0, steps=4, **of)
+        np.testing.assert_array_equal(filled[~np.isnan(holes)], x[~np.isnan(holes)])
+        assert np.isfinite(filled).all()
+    else:
+        with pytest.raises(ValueError, match=f"model='{kind}.*' does not give"):
+            vae.impute(holes, 0, steps=4, **of)
+
+
+@pytest.mark.parametrize("kind", [*models.KINDS, "bernoulli:4:nvil", "vae:3", "cvae:true"])
+def test_the_loss_is_the_negative_mean_of_its_elbo(kind):
+    """By which training sees that it has diverged; and it does not depend on the shards."""
+    network, x, y = network_of(kind)
+
+    def loss(part):
+        draw = Draw(len(x[part]), seed=1, first=part.start, dtype=np.float64, like=x)
+        return network.loss(Batch(x, y)[part], draw, beta=0.5, rows=N)
+
+    whole = loss(slice(0, N))
+    assert whole.loss.item() == pytest.approx(-whole.elbo.mean(), rel=1e-12)
+    assert whole.elbo.shape == (N,)
+    if not network.couples():
+        parts = loss(slice(0, 15)), loss(slice(15, N))
+        assert sum(part.loss.item() for part in parts) == pytest.approx(whole.loss.item(), rel=1e-9)

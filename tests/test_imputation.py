@@ -175,7 +175,7 @@ def test_other_bad_values_are_still_refused():
     with pytest.raises(ValueError, match="X has infinity at row 1, column 2"):
         tv.VAE(1, missing=True, likelihood="gaussian").fit(X)
     with pytest.raises(ValueError, match="does not take missing values"):
-        tv.VAE(model="world", missing=True).fit(X)
+        tv.VAE(model="gan", missing=True).fit(X)
     vae = tv.VAE(1, missing=True, likelihood="gaussian", epochs=1, **TINY).fit(line(64))
     with pytest.raises(ValueError, match="steps must be >= 1, got 0"):
         vae.impute(line(64), steps=0)

@@ -64,7 +64,7 @@ def enumerated(model, batch):
     """log q(z | x) and log p(x, z) of all states, each (S, B), as tensors."""
     states = states_of(model)
     log_q = model.latents.log_prob(model.logits(batch.x), states[:, None])
-    columns = [model.nll(np.repeat(s[None], len(batch), axis=0), batch.x) for s in states]
+    columns = [model.nll(np.repeat(s[None], len(batch), axis=0), batch) for s in states]
     nll = ops.concatenate([ops.reshape(c, (1, -1)) for c in columns], axis=0)
     return log_q, model.latents.log_uniform - nll
 

@@ -170,7 +170,7 @@ def test_outputs_are_laid_out_as_the_likelihood_reads_them(rng):
     assert raw.shape == (B, T, SIZE, 2 * SIZE)
     z = model.encode(batch.x)[0]
     whole = model.likelihood.nll(raw, batch.x).data
-    np.testing.assert_allclose(whole, model._nll(z, batch.x).data, rtol=1e-12)
+    np.testing.assert_allclose(whole, model._nll(z, batch).data, rtol=1e-12)
 
 
 @pytest.mark.parametrize("joint", [False, True])

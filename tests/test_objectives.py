@@ -21,9 +21,13 @@ from tinyvae.objectives import (
     aggregate_log_weights,
     elbo,
     free_bits,
+    gaussian_log_prob,
     kl_terms,
+    weighed,
+    weighted,
 )
 from tinyvae.ops.noise import Draw
+from tinyvae.tensor import Tensor
 
 LIKELIHOODS = [Bernoulli(), Gaussian(variance=0.5), Gaussian("learned")]
 
@@ -212,7 +216,7 @@ def test_wrong_weights_are_refused():
 def pressed(cost, rng, likelihood=LIKELIHOODS[0]):
     """A network with that cost, three rows, and their KL by hand, (B, Z)."""
     plain, x = network(likelihood), batch(likelihood, rng)
-    net = vae.PressedVAE(plain.encoder, plain.decoder, 2, likelihood=likelihood, cost=cost)
+    net = vae.VAENetwork(plain.encoder, plain.decoder, 2, likelihood=likelihood, free_bits=cost)
     mu, logvar = (t.data for t in net.encode(x))
     return net, Batch(x), 0.5 * (mu**2 + np.exp(logvar) - 1 - logvar)
 
@@ -248,7 +252,7 @@ def test_costs_are_those_of_the_papers(rng):
         (Towards(20.0), 0.5, 20 * abs(mean.sum() - 0.5)),
         (Towards(20.0), 0.0, 20 * mean.sum()),
     ):
-        net.cost = cost
+        net.free_bits = cost
         found = loss_of(net, rows, beta)
         np.testing.assert_allclose(found.loss.item(), nll + expected, rtol=1e-12)
         np.testing.assert_allclose(found.loss.item(), -found.elbo.mean(), rtol=1e-12)
@@ -269,7 +273,7 @@ def test_below_the_floor_the_kl_has_no_gradient(cost, rng):
 
     for one, other in zip(gradients(1.0), gradients(0.0), strict=True):
         np.testing.assert_array_equal(one, other)
-    net.cost = Total(0.0)
+    net.free_bits = Total(0.0)
     assert any((a != b).any() for a, b in zip(gradients(1.0), gradients(0.0), strict=True))
 
 
@@ -296,3 +300,25 @@ def test_free_bits_as_text():
     ):
         with pytest.raises(ValueError, match=message):
             free_bits(text)
+
+
+# ------------------------------------------------------------------------------ terms and weights
+def test_a_loss_is_put_together_from_its_terms(rng):
+    nll, kl = (Tensor(rng.standard_normal(3), requires_grad=True) for _ in range(2))
+    found = weighted(nll, kl, beta=0.5, batch=6)
+    assert found.loss.item() == pytest.approx((nll.data + 0.5 * kl.data).sum() / 6)
+    np.testing.assert_array_equal(found.elbo, -(nll.data + 0.5 * kl.data))
+    assert (found.nll == nll.data).all()
+    assert (found.kl == kl.data).all()
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_what_a_sample_weighs(learned, rng):
+    mu, logvar, eps, mu_p, logvar_p = rng.standard_normal((5, 4, 3))
+    prior = (mu_p, logvar_p) if learned else None
+    z, log_ratio = weighed(mu, logvar, eps, prior)
+    np.testing.assert_allclose(z, mu + np.exp(logvar / 2) * eps)
+    log_p = gaussian_log_prob(Tensor(z), *(prior or (np.zeros_like(z), np.zeros_like(z))))
+    expected = (log_p - gaussian_log_prob(Tensor(z), mu, logvar)).data
+    np.testing.assert_allclose(log_ratio, expected, rtol=1e-10)
+    assert weighed(*(a.astype(np.float32) for a in (mu, logvar, eps)))[0].dtype == np.float32

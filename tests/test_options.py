@@ -56,11 +56,10 @@ def test_unsuitable_parameters(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"free_bits": "total:1", "model": "cvae"},
-            "does not take free_bits of groups",
-        ),
-        ({"kl_schedule": "capacity", "model": "cvae"}, "does not take a capacity as kl_schedule"),
+        ({"free_bits": "total:1", "model": "tc"}, "does not take free_bits of groups: it weighs"),
+        ({"kl_schedule": "capacity", "model": "tc"}, "does not take a capacity as kl_schedule: it"),
+        ({"kl_schedule": "capacity", "model": "cvae:true"}, "does not take free_bits or a capac"),
+        ({"latent_dim": 5, "model": "vq"}, "does not take latent_dim: .* vq:size=16:positions=8"),
         ({"kl_schedule": "capacity", "free_bits": 1.0}, "both say what the KL may cost"),
         ({"kl_schedule": "capacity", "prior": "mixture:3"}, "a capacity needs the closed-form KL"),
         ({"free_bits": "total:1", "model": "vae:3"}, "free_bits needs the closed-form KL"),

@@ -10,7 +10,7 @@ from Philox by position, so that it does not depend on the batch size or on what
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,8 +55,15 @@ class Batch:
         return len(self.x)
 
     def __getitem__(self, part: Any) -> Batch:
+        return self._of(lambda array: array[part])
+
+    def repeated(self, times: int) -> Batch:
+        """Each row so many times, one copy after the other."""
+        return self._of(lambda array: np.repeat(array, times, axis=0))
+
+    def _of(self, change: Callable[[Any], Any]) -> Batch:
         arrays = (self.x, self.y, self.mask, self.corrupted)
-        x, y, mask, corrupted = (None if a is None else a[part] for a in arrays)
+        x, y, mask, corrupted = (None if a is None else change(a) for a in arrays)
         return Batch(x, y, mask, self.total or len(self), corrupted)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from . import corruptions, devices, objectives, saved, schedules
+from . import corruptions, devices, saved, schedules
 from ._sklearn import NotFittedError
 from .batches import Rows
 from .data import as_rows
@@ -176,7 +176,7 @@ class VAE(Fitted):
         parts = Parts(
             self.data_shape_, int(self.latent_dim), self.likelihood_, self.architecture,
             tuple(self.hidden), tuple(self.channels), self.activation, prior, flow,
-            objectives.free_bits(self.free_bits), self._capacity(),
+            self._free_bits(),
             classes=0 if self.classes_ is None else len(self.classes_),
             condition=0 if self.labels_ is None else self.labels_.size,
             own=None if own is None else copy.deepcopy(own),

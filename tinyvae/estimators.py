@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -222,7 +222,7 @@ class Baseline(Module):
     gradient, which Adam does anyway.
     """
 
-    couples_rows: ClassVar[bool] = True
+    couples_rows = True
 
     def __init__(self, network: Any = None, *, decay: float = 0.9, dtype: Any = np.float32):
         if not 0 <= decay < 1:

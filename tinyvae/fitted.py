@@ -18,6 +18,7 @@ from .batches import Batch, Rows
 from .data import as_rows, check_finite
 from .labels import checked as checked_labels
 from .models import Model
+from .models.vae import VAENetwork
 from .ops import noise
 from .ops.noise import Draw, Stream
 from .options import DTYPES, Options
@@ -275,13 +276,12 @@ class Fitted(Options):
         """
         if steps < 1:
             raise ValueError(f"steps must be >= 1, got {steps}")
-        if "missing" not in self._kind().takes:
-            raise ValueError(f"model={self._kind().name!r} does not take missing values")
         self._check_fitted()
-        if not self.network_.factors:
-            raise ValueError("impute needs a model whose p(x | z) draws all values at once")
         if self.flow is not None:
             raise ValueError("impute does not go with a flow: a chain asks for q(z | x) of any z")
+        if not (isinstance(self.network_, VAENetwork) and self.network_.has_likelihood):
+            raise ValueError(f"impute needs p(x, z) / q(z | x) of any z, which model={self.model!r}"
+                             " does not give")  # fmt: skip
         rows = _with_mask(self._rows(X, "X", y))
         if rows.mask is None:
             return np.array(X)

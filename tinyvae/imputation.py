@@ -20,14 +20,20 @@ import numpy as np
 from . import devices, ops
 from .batches import Batch, Rows
 from .metrics import real
-from .models import Model
+from .models.vae import VAENetwork
 from .objectives import gaussian_log_prob
 from .ops.noise import Draw, Stream
 from .tensor import no_grad
 
 
 def impute(
-    model: Model, rows: Rows, *, steps: int, seed: int, mean: bool = True, batch_size: int = 512
+    model: VAENetwork,
+    rows: Rows,
+    *,
+    steps: int,
+    seed: int,
+    mean: bool = True,
+    batch_size: int = 512,
 ) -> np.ndarray:
     """x of all rows, (N, ...), missing values filled in.
 
@@ -48,7 +54,7 @@ def impute(
 
 
 def _chain(
-    model: Model, batch: Batch, draws: list[Draw], *, seed: int, first_step: int
+    model: VAENetwork, batch: Batch, draws: list[Draw], *, seed: int, first_step: int
 ) -> tuple[Any, Any]:
     """x at the end of a chain, and the mean of p(x | z)'s means over its second half."""
     x, z, guesses, likelihood = batch.x, None, [], model.likelihood
@@ -70,7 +76,7 @@ def _chain(
     return x, sum(guesses) / x.dtype.type(len(guesses))
 
 
-def _log_weight(model: Model, x: Any, z: Any, y: Any, mu: Any, logvar: Any) -> Any:
+def _log_weight(model: VAENetwork, x: Any, z: Any, y: Any, mu: Any, logvar: Any) -> Any:
     """log p(x | z) + log p(z) - log q(z | x) of each row, (B,) nats."""
-    log_p = model.prior.log_prob(z) - model.likelihood.nll(model.decode(z, y), x)
+    log_p = model.log_prior(z, y) - model.likelihood.nll(model.decode(z, y), x)
     return (log_p - gaussian_log_prob(z, mu, logvar)).data

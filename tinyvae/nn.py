@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -88,7 +88,7 @@ class Module:
     batch normalisation does; training then keeps the batch in one piece.
     """
 
-    couples_rows: ClassVar[bool] = False
+    couples_rows: bool = False
 
     def __call__(self, x: Any) -> Any:
         """Apply the module; subclasses define it."""

@@ -46,7 +46,7 @@ def elbo(
     *,
     likelihood: Likelihood,
     beta: float = 1.0,
-    free_bits: float = 0.0,
+    free_bits: Any = 0.0,
     batch: int | None = None,
     y: Any = None,
     mask: Any = None,
@@ -57,18 +57,46 @@ def elbo(
     E_q[log p(x | z)] - beta KL(q(z | x) || N(0, I))        Kingma and Welling 2014, equation 10
     network: has encode(x) -> mu, logvar and decode(z) -> the likelihood's raw parameters.
     x: (B, ...); eps: (B, Z) standard normal noise; batch: rows of the whole batch, if x is a part.
+    free_bits: nats of each dimension, or what the batch's KL costs: Group, Total or Towards.
     y: a condition, which encode and decode take too (Sohn et al. 2015).
     mask: like x, 1 where x is observed: log p(x | z) is that of the observed values (Nazabal et al.
     2020, equation 3).  seen: what the encoder sees, if it is not x (Im et al. 2017, equation 6).
     """
     condition = () if y is None else (y,)
     mu, logvar = network.encode(x if seen is None else seen, *condition)
-    z = ops.reparameterize(mu, logvar, eps)
-    output, options = network.decode(z, *condition), {} if mask is None else {"mask": mask}
+    output = network.decode(ops.reparameterize(mu, logvar, eps), *condition)
+    if callable(free_bits):
+        return _pressed(likelihood.nll(output, x, mask), mu, logvar, free_bits, beta)
     loss = likelihood.loss(
-        output, x, mu, logvar, beta=beta, free_bits=free_bits, batch=batch or len(x), **options
+        output, x, mu, logvar, beta=beta, free_bits=free_bits, batch=batch or len(x), mask=mask
     )
     return Terms(loss, loss.saved.nll, loss.saved.kl, loss.saved.elbo)
+
+
+def weighted(nll: Tensor, kl: Tensor, *, beta: Any = 1.0, batch: int) -> Terms:
+    """The negative ELBO of its terms, (B,) nats each, as a loss: sum (nll + beta kl) / batch."""
+    negative = nll + beta * kl
+    return Terms(ops.sum(negative) * (1 / batch), nll.data, kl.data, -negative.data)
+
+
+def weighed(mu: Any, logvar: Any, eps: Any, prior: tuple | None = None) -> tuple[Any, Any]:
+    """A sample z = mu + sigma eps, (B, Z), and log p(z) - log q(z) of it, (B,) float64; arrays.
+
+    prior: mu and logvar of p, N(0, I) by default.  The two Gaussians' constants cancel.
+    """
+    z = mu + np.exp(logvar / 2) * eps
+    away, wide = z, 0.0
+    if prior is not None:
+        away, wide = (z - prior[0]) * np.exp(-prior[1] / 2), prior[1]
+    return z, 0.5 * (eps**2 + logvar - away**2 - wide).sum(axis=1, dtype=np.float64)
+
+
+def _pressed(nll: Tensor, mu: Tensor, logvar: Tensor, cost: Any, beta: Any) -> Terms:
+    """The mean of -log p(x | z), and the cost of a whole batch's KL, in the place of beta KL."""
+    each = ops.gaussian_kl(*(ops.reshape(t, (mu.data.size, 1)) for t in (mu, logvar)))
+    kl = ops.reshape(each, mu.shape)  # (B Z,) -> (B, Z)
+    paid = cost(kl, beta)
+    return Terms(ops.mean(nll) + paid, nll.data, kl.data.sum(axis=1), -(nll.data + paid.data))
 
 
 # --------------------------------------------------------------------- what the KL is pressed with
@@ -274,9 +302,7 @@ def sampled_elbo(
         kl = network.prior.kl(*posterior)
     if kl is None:
         kl = ops.mean(found.log_ratio, axis=1)
-    negative = nll + beta * kl
-    loss = ops.sum(negative) * (1 / (batch or len(x)))
-    return Terms(loss, nll.data, kl.data, -negative.data)
+    return weighted(nll, kl, beta=beta, batch=batch or len(x))
 
 
 def iwae(

@@ -169,7 +169,9 @@ class Options(Parameters):
             raise ValueError("give both encoder and decoder, or neither")
         networks.check_names(self.architecture, self.activation)
         prior, flow = self._specs()
+        usual = self._defaults()["latent_dim"]
         self._kind().check(
+            latent_dim=None if self.latent_dim == usual else self.latent_dim,
             prior=prior, flow=flow, free_bits=objectives.free_bits(self.free_bits),
             capacity=self._capacity(), own=self._own(),
             weighted=self.beta != 1 or self.kl_schedule not in (1, "1"),
@@ -212,6 +214,11 @@ class Options(Parameters):
         capacity = isinstance(schedules.parse(self.kl_schedule), schedules.Capacity)
         return self.beta if capacity else None
 
+    def _free_bits(self) -> Any:
+        """What the KL may cost, as objectives.elbo takes it."""
+        gamma = self._capacity()
+        return objectives.free_bits(self.free_bits) if gamma is None else objectives.Towards(gamma)
+
     def _own(self) -> tuple[Callable, Callable] | None:
         """The user's own networks."""
         if self.encoder is None or self.decoder is None:
@@ -222,6 +229,11 @@ class Options(Parameters):
     def uses_labels(self) -> bool:
         """Whether the model uses y at all."""
         return self._kind().labels != "ignored"
+
+    @property
+    def has_own_sizes(self) -> bool:
+        """Whether the model's own text says how large z is, and latent_dim has no say."""
+        return "latent_dim" in self._kind().refuses
 
     @property
     def is_loss(self) -> bool:

@@ -131,16 +131,6 @@ class Shards:
             self.pool.shutdown()
 
 
-def keep_freed_memory() -> None:
-    """Let the C library keep what a step frees for the next one, which frees the same again.
-
-    glibc gives freed memory back to the system above a limit, which it raises to twice the largest
-    block that was ever mapped and freed, up to 32 MB: free one such block, which was never touched.
-    Without it a step of a conv VAE takes 4,000 page faults (EPYC, B = 128: 41 ms against 33).
-    """
-    np.empty(31 * 2**20, np.uint8)
-
-
 @contextlib.contextmanager
 def serial() -> Iterator[None]:
     """Inside the block BLAS and each kernel run on one thread: the shards are the threads."""

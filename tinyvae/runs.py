@@ -238,6 +238,8 @@ def _new(given: dict[str, Any]) -> Config:
     source = given["source"]
     options = VAE().get_params() | {"random_state": 0} | (DIGITS if source == "digits" else {})
     options |= _options(given)
+    if VAE(**options).has_own_sizes and "latent_dim" not in given:
+        options["latent_dim"] = VAE().latent_dim  # not that of the digits
     for name in ("encoder", "decoder"):
         del options[name]
     return Config(

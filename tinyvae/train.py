@@ -26,7 +26,7 @@ from .models import Model
 from .objectives import Terms
 from .ops.noise import Draw, Stream
 from .optim import Adam, gradient_norm
-from .parallel import Shards, keep_freed_memory, on_gpu, serial, shard_count, thread_count
+from .parallel import Shards, on_gpu, serial, shard_count, thread_count
 from .recorded import RecordedStep
 from .schedules import Schedule
 from .tensor import NonFiniteError, Tensor, detect_nonfinite, no_grad
@@ -121,7 +121,6 @@ class Step:
         # NumPy's warnings are off: the loss itself is checked at every step, and told better
         self._stack.enter_context(np.errstate(all="ignore"))
         if not on_gpu(self.network):
-            keep_freed_memory()
             size = self.settings.batch_size
             if not self.network.couples() or thread_count(self.network, size) == 1:
                 self._stack.enter_context(serial())

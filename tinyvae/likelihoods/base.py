@@ -110,7 +110,7 @@ class Likelihood:
         if mask is not None:
             observed = array_of(mask).astype(bool)
             x = np.where(observed, x, x.dtype.type(self.filler))
-        rows = ops.reshape(self._by_value(output), (x.size, -1))  # (B, ..., C, P) -> (B ... C, P)
+        rows = ops.reshape(self._by_value(output), (x.size, self.blocks))  # -> (B ... C, P)
         each = ops.reshape(self._nll(rows, x.reshape(-1, 1)), x.shape)
         return each if mask is None else each * observed.astype(each.dtype)
 
@@ -212,7 +212,7 @@ def within(raw: Any, limit: float = LARGEST) -> Any:
 
 def row_sums(each: Any) -> Tensor:
     """(B, ...) -> (B,)."""
-    return ops.sum(ops.reshape(each, (each.shape[0], -1)), axis=1)
+    return ops.sum(ops.reshape(each, (each.shape[0], math.prod(each.shape[1:]))), axis=1)
 
 
 def uniform_like(array: Any, seed: int, step: int, *leading: int) -> Any:

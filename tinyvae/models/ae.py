@@ -19,7 +19,7 @@ from ..nn import Buffer, Linear, Sequential
 from ..objectives import Terms
 from ..ops.noise import Draw
 from ..tensor import Tensor
-from .base import Model, Parts, Spec
+from .base import Model, Parts, Spec, refused
 
 
 class AutoencoderNetwork(Model):
@@ -77,9 +77,10 @@ class AE(Spec):
     """The autoencoder: "ae"."""
 
     name: ClassVar[str] = "ae"
-    takes: ClassVar[frozenset[str]] = frozenset({"own", "missing", "corruption"})
+    refuses: ClassVar[dict[str, str]] = refused(
+        "it has no KL, and no p(z)", "weight", "prior", "flow", "free_bits", "capacity"
+    )
     bound: ClassVar[bool] = False
-    weighs: ClassVar[bool] = False
 
     def build(self, parts: Parts) -> AutoencoderNetwork:
         """The model, with first weights; an encoder of the user's own is x -> z."""

@@ -58,7 +58,7 @@ class Model(Module):
 
     def code(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """`encode` of a batch, with regard to its mask where the encoder has any."""
-        return self.encode(batch.x, batch.y)
+        return self.encode(batch.seen, batch.y)
 
     def decode(self, z: Any, y: Any = None) -> Tensor:
         """Raw parameters of p(x | z)."""
@@ -70,7 +70,7 @@ class Model(Module):
 
     def posterior(self, batch: Batch) -> Any:
         """What of q(z | x) is the same for all samples; given to `evaluation` and `log_weights`."""
-        return self.encode(batch.x, batch.y)
+        return self.encode(batch.seen, batch.y)
 
     def log_weights(self, batch: Batch, draw: Draw, posterior: Any = None) -> Any:
         """log p(x, z) - log q(z | x) at one sample z ~ q(z | x) of each row, an array (B,) nats."""
@@ -115,7 +115,8 @@ class Parts:
 
     shape: of a row of x as the network sees it; classes: number of labels, or 0; condition: numbers
     that a row's y is to the network (classes, one-hot, or columns of real values), or 0; own: the
-    user's encoder and decoder, or None; prior, flow: specifications.  rng, dtype: of first weights.
+    user's encoder and decoder, or None; prior, flow: specifications; free_bits: as objectives.elbo
+    takes them.  rng, dtype: of first weights.
     """
 
     shape: tuple[int, ...]
@@ -128,7 +129,6 @@ class Parts:
     prior: Any = STANDARD
     flow: Any = None
     free_bits: Any = 0.0
-    capacity: float | None = None
     classes: int = 0
     condition: int = 0
     own: tuple[Callable, Callable] | None = None
@@ -165,22 +165,38 @@ class Parts:
         )
 
 
+WORDS = {
+    "latent_dim": "latent_dim",
+    "weight": "beta or kl_schedule",
+    "prior": "prior",
+    "flow": "flow",
+    "free_bits": "free_bits",
+    "grouped": "free_bits of groups",
+    "capacity": "a capacity as kl_schedule",
+    "own": "an encoder and a decoder of one's own",
+    "missing": "missing values",
+    "corruption": "corruption",
+}
+
+
+def refused(reason: str, *names: str) -> dict[str, str]:
+    """The same reason for several of WORDS."""
+    return dict.fromkeys(names, reason)
+
+
 @dataclass(frozen=True)
 class Spec:
     """A kind of model as an argument: `model="vq:64"` is VQ(codes=64).
 
-    takes: what it can be combined with, of "prior", "flow", "free_bits", "own" (networks of the
-    user's), "missing" (its nll heeds the batch's mask), "corruption" (its encoder sees
-    `batch.seen`).  labels: "ignored", "needed", or "optional": some may be unknown at fit, all
-    later.  bound: whether -(nll + kl) bounds log p(x), under a likelihood; else it is a loss.
-    weighs: whether the loss has a KL that beta and kl_schedule weigh.
+    refuses: what it cannot be combined with, and why; names as in WORDS.  labels: "ignored",
+    "needed", or "optional": some may be unknown at fit, all later.  bound: whether -(nll + kl)
+    bounds log p(x), under a likelihood; else it is a loss.
     """
 
     name: ClassVar[str]
-    takes: ClassVar[frozenset[str]] = frozenset({"prior", "flow", "free_bits", "own"})
+    refuses: ClassVar[dict[str, str]] = {}
     labels: ClassVar[str] = "ignored"
     bound: ClassVar[bool] = True
-    weighs: ClassVar[bool] = True
 
     def build(self, parts: Parts) -> Model:
         """The model, with first weights."""
@@ -194,18 +210,12 @@ class Spec:
         """Raise ValueError, with the reason, for what does not go with this kind.
 
         given: prior, flow (specifications or None), free_bits, own, likelihood, as in Parts;
-        missing, whether values may be; corruption, or None; weighted, whether the KL has a weight
-        other than one.
+        latent_dim, capacity, corruption: None if there is none; missing: whether values may be;
+        weighted: whether the KL has a weight other than one.
         """
-        if given.get("weighted", False) and not self.weighs:
-            raise ValueError(
-                f"model={self.name!r} has no KL to weigh: leave out beta and kl_schedule"
-            )
-        words = {
-            "own": "an encoder and a decoder of one's own", "missing": "missing values",
-            "grouped": "free_bits of groups", "capacity": "a capacity as kl_schedule",
-        }  # fmt: skip
         asked = {
+            "latent_dim": given.get("latent_dim") is not None,
+            "weight": given.get("weighted", False),
             "prior": given["prior"] != STANDARD,
             "flow": given["flow"] is not None,
             "free_bits": bool(given["free_bits"]),
@@ -215,6 +225,6 @@ class Spec:
             "missing": given.get("missing", False),
             "corruption": given.get("corruption") is not None,
         }
-        for name in asked:
-            if asked[name] and name not in self.takes:
-                raise ValueError(f"model={self.name!r} does not take {words.get(name, name)}")
+        for name, reason in self.refuses.items():
+            if asked[name]:
+                raise ValueError(f"model={self.name!r} does not take {WORDS[name]}: {reason}")

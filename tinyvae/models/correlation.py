@@ -23,8 +23,12 @@ from ..objectives import Terms
 from ..ops.noise import Draw
 from ..optim import Group
 from ..tensor import Tensor
-from .base import Model, Parts, Spec
+from .base import Model, Parts, Spec, refused
 from .vae import VAENetwork
+
+REFUSES = refused("its KL is the closed form to N(0, I)", "prior", "flow") | refused(
+    "it weighs the parts of the KL, not the whole", "grouped", "capacity"
+)
 
 
 class CorrelationVAE(VAENetwork):
@@ -34,11 +38,12 @@ class CorrelationVAE(VAENetwork):
 
     def bound(self, batch: Batch, draw: Draw, *, beta: float, rows: int) -> tuple:
         """The negative ELBO, and what it was made of: mu, logvar, z."""
-        mu, logvar = self.encode(batch.x, batch.y)
+        mu, logvar = self.encode(batch.seen, batch.y)
         z = ops.reparameterize(mu, logvar, draw.normal(self.latent_dim))
         loss = self.likelihood.loss(
-            self.decode(z), batch.x, mu, logvar, beta=beta, free_bits=self.free_bits, batch=rows
-        )
+            self.decode(z), batch.x, mu, logvar, beta=beta, free_bits=self.free_bits, batch=rows,
+            mask=batch.mask,
+        )  # fmt: skip
         return loss, mu, logvar, z
 
     def report(self, batch: Batch, mu: Any, logvar: Any, z: Any) -> dict[str, Any]:
@@ -102,7 +107,7 @@ class TotalCorrelation(Spec):
     """
 
     name: ClassVar[str] = "tc"
-    takes: ClassVar[frozenset[str]] = frozenset({"free_bits", "own"})
+    refuses: ClassVar[dict[str, str]] = REFUSES
     beta: float = 6.0
     estimator: str = "mws"
 
@@ -215,7 +220,7 @@ class Factor(Spec):
     """
 
     name: ClassVar[str] = "factor"
-    takes: ClassVar[frozenset[str]] = frozenset({"free_bits", "own"})
+    refuses: ClassVar[dict[str, str]] = REFUSES
     gamma: float = 20.0
     units: int = 200
     layers: int = 4

@@ -9,15 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
-from .. import ops
+from .. import objectives, ops
 from ..batches import Batch
 from ..estimators import one_hot
 from ..objectives import Terms
 from ..ops.noise import Draw
 from ..tensor import Tensor
-from . import networks
+from . import networks, vae
 from .base import Parts, Spec
 from .vae import VAENetwork
 
@@ -68,26 +66,22 @@ class ConditionalPriorNetwork(CVAENetwork):
 
     def loss(self, batch: Batch, draw: Draw, *, beta: float, rows: int) -> Terms:
         """The negative ELBO."""
-        mu, logvar = self.encode(batch.x, batch.y)
+        mu, logvar = self.encode(batch.seen, batch.y)
         z = ops.reparameterize(mu, logvar, draw.normal(self.latent_dim))
-        nll = self.likelihood.nll(self.decode(z, batch.y), batch.x)
-        kl = ops.gaussian_kl_between(mu, logvar, *self._prior(batch.y, mu))
-        loss = nll + beta * kl
-        return Terms(ops.sum(loss) * (1 / rows), nll.data, kl.data, -loss.data)
+        nll = self.likelihood.nll(self.decode(z, batch.y), batch.x, batch.mask)
+        return objectives.weighted(nll, self.kl(batch, mu, logvar), beta=beta, batch=rows)
 
-    def evaluation(self, batch: Batch, draw: Draw, posterior: Any = None) -> Terms:
-        """The ELBO without weights."""
-        return self.loss(batch, draw, beta=1.0, rows=len(batch))
+    def kl(self, batch: Batch, mu: Tensor, logvar: Tensor) -> Tensor:
+        """KL(q(z | x, y) || p(z | y)) of each row, (B,) nats."""
+        return ops.gaussian_kl_between(mu, logvar, *self._prior(batch.y, mu))
 
-    def log_weights(self, batch: Batch, draw: Draw, posterior: Any = None) -> Any:
-        """log p(x | z, y) + log p(z | y) - log q(z | x, y); the Gaussians' constants cancel."""
-        mu, logvar = (t.data for t in posterior or self.posterior(batch))
-        mu_p, logvar_p = (t.data for t in self._prior(batch.y, mu))
-        eps = draw.normal(self.latent_dim)
-        z = mu + np.exp(logvar / 2) * eps
-        away = (z - mu_p) ** 2 * np.exp(-logvar_p)
-        log_ratio = 0.5 * (eps**2 + logvar - away - logvar_p).sum(axis=1, dtype=np.float64)
-        return log_ratio - self.likelihood.nll(self.decode(z, batch.y), batch.x).data
+    def given(self, y: Any, like: Any) -> tuple:
+        """mu_p and logvar_p."""
+        return tuple(tensor.data for tensor in self._prior(y, like))
+
+    def log_prior(self, z: Any, y: Any = None) -> Tensor:
+        """log p(z | y) of each row, (B,) nats."""
+        return objectives.gaussian_log_prob(z, *self._prior(y, z))
 
     def generate(self, n: int, draw: Draw, y: Any = None) -> Any:
         """Raw parameters of p(x | z, y) for n rows z ~ p(z | y), an array."""
@@ -103,15 +97,20 @@ class CVAE(Spec):
     """The conditional VAE: "cvae", or "cvae:learned_prior=true" with p(z | y) from a network."""
 
     name: ClassVar[str] = "cvae"
-    takes: ClassVar[frozenset[str]] = frozenset({"free_bits", "own"})
+    refuses: ClassVar[dict[str, str]] = {
+        "prior": "it has N(0, I), or with learned_prior=true one that y decides",
+        "flow": "its encoder gives a flow no context",
+    }
     labels: ClassVar[str] = "needed"
     learned_prior: bool = False
 
     def check(self, **given: Any) -> None:
-        """As any model's; free bits are counted against N(0, I)."""
+        """As any model's; free bits and a capacity are counted against N(0, I)."""
         super().check(**given)
-        if self.learned_prior and given["free_bits"]:
-            raise ValueError("cvae:learned_prior=true does not take free_bits")
+        vae.VAE().check(**given)
+        if self.learned_prior and (given["free_bits"] or given.get("capacity") is not None):
+            raise ValueError("cvae:learned_prior=true does not take free_bits or a capacity: they "
+                             "count the KL to N(0, I), and its prior is another")  # fmt: skip
 
     def build(self, parts: Parts) -> CVAENetwork:
         """The model, with first weights."""

@@ -21,10 +21,10 @@ from .._text import unknown
 from ..batches import Batch
 from ..estimators import Baseline
 from ..likelihoods import Likelihood
-from ..objectives import Terms
+from ..objectives import Terms, weighted
 from ..ops.noise import Draw
 from ..tensor import Tensor
-from .base import Model, Parts, Spec
+from .base import Model, Parts, Spec, refused
 
 # ------------------------------------------------------------------------------- what z can be
 
@@ -117,9 +117,10 @@ class DiscreteVAE(Model):
         """Raw parameters of p(x | z).  z: (B, Z)."""
         return self.decoder(z)
 
-    def nll(self, z: Any, x: Any) -> Tensor:
+    def nll(self, z: Any, batch: Batch) -> Tensor:
         """-log p(x | z) of each row, (B,) nats.  z: (B, ...), of Z values a row."""
-        return self.likelihood.nll(self.decode(ops.reshape(z, (len(x), self.latent_dim))), x)
+        output = self.decode(ops.reshape(z, (len(batch), self.latent_dim)))
+        return self.likelihood.nll(output, batch.x, batch.mask)
 
     def kl(self, logits: Tensor) -> Tensor:
         """KL(q(z | x) || uniform) of each row, (B,) nats, in closed form."""
@@ -127,19 +128,19 @@ class DiscreteVAE(Model):
 
     def posterior(self, batch: Batch) -> Tensor:
         """The logits."""
-        return self.logits(batch.x)
+        return self.logits(batch.seen)
 
     def evaluation(self, batch: Batch, draw: Draw, posterior: Any = None) -> Terms:
         """The ELBO at one hard sample of z, whatever the model trains on."""
         logits = self.posterior(batch) if posterior is None else posterior
         z = self.latents.sample(logits, draw.uniform(*self.latents.shape))
-        return terms(self.nll(z, batch.x), self.kl(logits), beta=1.0, rows=len(batch))
+        return weighted(self.nll(z, batch), self.kl(logits), batch=len(batch))
 
     def log_weights(self, batch: Batch, draw: Draw, posterior: Any = None) -> Any:
         """log p(x | z) + log p(z) - log q(z | x) at one hard sample of z."""
         logits = self.posterior(batch) if posterior is None else posterior
         z = self.latents.sample(logits, draw.uniform(*self.latents.shape))
-        log_p = self.latents.log_uniform - self.nll(z, batch.x)
+        log_p = self.latents.log_uniform - self.nll(z, batch)
         return (log_p - self.latents.log_prob(logits, z)).data
 
     def generate(self, n: int, draw: Draw, y: Any = None) -> Any:
@@ -150,7 +151,7 @@ class DiscreteVAE(Model):
 
     def reconstruct(self, batch: Batch) -> Any:
         """Raw parameters of p(x | z) at each row's most likely z."""
-        z = self.latents.mode(self.logits(batch.x).data)
+        z = self.latents.mode(self.logits(batch.seen).data)
         return self.decode(z.reshape(len(z), self.latent_dim)).data
 
 
@@ -177,10 +178,10 @@ class GumbelVAE(DiscreteVAE):
 
         While z is soft this bounds no likelihood; `evaluation` does.
         """
-        temperature, logits = self.temperature, self.logits(batch.x)
+        temperature, logits = self.temperature, self.logits(batch.seen)
         u = draw.uniform(*self.latents.shape)
         z = estimators.gumbel_softmax(logits, u, temperature=temperature, hard=self.hard)
-        found = terms(self.nll(z, batch.x), self.kl(logits), beta=beta, rows=rows)
+        found = weighted(self.nll(z, batch), self.kl(logits), beta=beta, batch=rows)
         return found._replace(log={"temperature": temperature})
 
     def after_step(self, terms: Terms) -> None:
@@ -197,25 +198,26 @@ class EnumeratedVAE(DiscreteVAE):
         dtype = nn.Module.parameters(self)[0].dtype
         self.states = Tensor(estimators.enumerate_classes(latents, classes, dtype))  # (S, N, C)
 
-    def nll_of_states(self, x: Any) -> Tensor:
+    def nll_of_states(self, batch: Batch) -> Tensor:
         """-log p(x | z) for every state, (S, B) nats: the decoder runs once for each state."""
-        S, B = len(self.states), len(x)
+        S, B = len(self.states), len(batch)
         output = self.decode(ops.reshape(self.states, (S, self.latent_dim)))
         rest, ones = output.shape[1:], (1,) * (output.ndim - 1)
-        output = ops.reshape(output, (S, 1, *rest)) + np.zeros_like(x, shape=(1, B, *ones))
-        x = np.broadcast_to(x, (S, *x.shape)).reshape(S * B, *x.shape[1:])  # (B, ..) -> (S B, ..)
-        return ops.reshape(self.likelihood.nll(ops.reshape(output, (S * B, *rest)), x), (S, B))
+        each = np.zeros_like(output.data, shape=(1, B, *ones))
+        output = ops.reshape(ops.reshape(output, (S, 1, *rest)) + each, (S * B, *rest))
+        rows = batch[np.tile(np.arange(B, like=each), S)]  # (B, ..) -> (S B, ..)
+        return ops.reshape(self.likelihood.nll(output, rows.x, rows.mask), (S, B))
 
     def loss(self, batch: Batch, draw: Draw, *, beta: float, rows: int) -> Terms:
         """The negative ELBO, summed over all z: no noise."""
-        logits, nll = self.logits(batch.x), self.nll_of_states(batch.x)
+        logits, nll = self.logits(batch.seen), self.nll_of_states(batch)
         log_q = self.latents.log_prob(logits, self.states.data[:, None])  # (S, B)
         expected = estimators.expectation(log_q, nll)
-        return terms(expected, self.kl(logits), beta=beta, rows=rows)
+        return weighted(expected, self.kl(logits), beta=beta, batch=rows)
 
     def evaluation(self, batch: Batch, draw: Draw, posterior: Any = None) -> Terms:
         """The ELBO, exactly, and in the log log p(x), exactly."""
-        log_p = self.latents.log_uniform - self.nll_of_states(batch.x)
+        log_p = self.latents.log_uniform - self.nll_of_states(batch)
         found = self.loss(batch, draw, beta=1.0, rows=len(batch))
         return found._replace(log={"log_likelihood": ops.logsumexp(log_p, axis=0).data})
 
@@ -232,25 +234,26 @@ class ScoreVAE(DiscreteVAE):
 
     def loss(self, batch: Batch, draw: Draw, *, beta: float, rows: int) -> Terms:
         """The ELBO of a sample (its KL in closed form), or VIMCO's bound of K samples."""
-        logits = self.logits(batch.x)
+        logits = self.logits(batch.seen)
         if self.samples > 1:
-            return self._vimco(logits, batch.x, draw, beta=beta, rows=rows)
+            return self._vimco(logits, batch, draw, beta=beta, rows=rows)
         z = self.latents.sample(logits, draw.uniform(*self.latents.shape))
-        f, log_q = -self.nll(z, batch.x), self.latents.log_prob(logits, z)
+        f, log_q = -self.nll(z, batch), self.latents.log_prob(logits, z)
         b = self.baseline(batch.x) if self.baseline else Tensor(np.zeros_like(f.data))
         log_p = estimators.score_function(f, log_q, b)
-        found = terms(-log_p, self.kl(logits), beta=beta, rows=rows)
+        found = weighted(-log_p, self.kl(logits), beta=beta, batch=rows)
         if self.baseline is None:
             return found
-        learning = ops.sum(self.baseline.loss(f.data, b)) * (1 / rows)
-        return found._replace(loss=found.loss + learning)
+        learning = self.baseline.loss(f.data, b)
+        loss = found.loss + ops.sum(learning) * (1 / rows)
+        return found._replace(loss=loss, elbo=found.elbo - learning.data)
 
-    def _vimco(self, logits: Tensor, x: Any, draw: Draw, *, beta: float, rows: int) -> Terms:
+    def _vimco(self, logits: Tensor, batch: Batch, draw: Draw, *, beta: float, rows: int) -> Terms:
         """kl: what of the bound is not -E[log p(x | z)], so that the two add up to it."""
-        B, K, N = len(x), self.samples, self.latents.latents
+        B, K, N = len(batch), self.samples, self.latents.latents
         logits = ops.reshape(logits, (B, 1, N))
         z = self.latents.sample(logits, draw.uniform(K, N))  # (B, K, N)
-        nll = self.nll(z.reshape(B * K, N), np.repeat(x, K, axis=0))
+        nll = self.nll(z.reshape(B * K, N), batch.repeated(K))
         nll, log_q = ops.reshape(nll, (B, K)), self.latents.log_prob(logits, z)
         bound = estimators.vimco(beta * (self.latents.log_uniform - log_q) - nll, log_q)
         mean = nll.data.mean(axis=1)
@@ -262,17 +265,17 @@ class ScoreVAE(DiscreteVAE):
             self.baseline.update(-terms.nll)
 
 
-def terms(nll: Tensor, kl: Tensor, *, beta: float, rows: int) -> Terms:
-    """The loss (sum nll + beta kl) / rows, and its parts."""
-    negative = nll + beta * kl
-    return Terms(ops.sum(negative) * (1 / rows), nll.data, kl.data, -negative.data)
-
-
 # -------------------------------------------------------------------------------- as arguments
 class DiscreteSpec(Spec):
     """What the kinds below share: a uniform prior, no flow, and logits from one linear layer."""
 
-    takes: ClassVar[frozenset[str]] = frozenset()
+    refuses: ClassVar[dict[str, str]] = {
+        "latent_dim": "the sizes of its latents stand in its text, gumbel:latents=20:classes=10, "
+        "categorical:classes=10 or bernoulli:latents=20",
+        "own": "its encoder gives logits, not mu and logvar",
+        **refused("its latents are discrete, and p(z) is uniform", "prior", "flow"),
+        **refused("its KL is that of discrete latents", "free_bits", "capacity"),
+    }
 
     def parts(self, parts: Parts, latents: Any) -> tuple[Callable, Callable, Any]:
         """Encoder, decoder, latents."""

@@ -25,7 +25,7 @@ from ..objectives import Terms
 from ..ops.noise import Draw
 from ..optim import Group
 from ..tensor import Tensor
-from .base import Model, Parts, Spec
+from .base import Model, Parts, Spec, refused
 from .correlation import real_or_not
 from .vae import VAENetwork
 
@@ -79,18 +79,12 @@ class VAEGAN(VAENetwork):
 
     def loss(self, batch: Batch, draw: Draw, *, beta: float, rows: int) -> Terms:
         """The three losses in one sum: what is frozen or detached keeps them apart."""
-        x, (mu, logvar) = batch.x, self.encode(batch.x)
+        x, (mu, logvar) = batch.x, self.encode(batch.seen)
         z = ops.reparameterize(mu, logvar, draw.normal(self.latent_dim))
         output, kl = self.decode(z), ops.gaussian_kl(mu, logvar)
         nll = self.likelihood.nll(output, x)
-        drawn = self.prior.sample(len(x), draw)
-        fakes = self.picture(self.decode(np.concatenate([z.data, drawn])))  # the decoder's alone
-        with nn.frozen(self.discriminator):
-            distance = nll if self.reconstruct_ == "pixels" else self.distance(x, output)
-            fooling = ops.softplus(-self.discriminator(fakes)[1])  # (2 B,)
-        odds = self.discriminator(np.concatenate([x, fakes.data]))[1]  # (3 B,)
-        telling = real_or_not(odds[: len(x)], odds[len(x) :])
-        fooling = fooling[: len(x)] + fooling[len(x) :]
+        distance = nll if self.reconstruct_ == "pixels" else self.distance(x, output)
+        fooling, telling = self.adversarial(x, z.data, draw)
         total = distance + beta * kl + self.weight * fooling + telling
         log = {"reconstruction": distance, "decoder_loss": fooling, "discriminator_loss": telling}
         return Terms(
@@ -98,10 +92,24 @@ class VAEGAN(VAENetwork):
             {name: value.data for name, value in log.items()},
         )  # fmt: skip
 
+    def adversarial(self, x: Any, z: Any, draw: Draw) -> tuple[Tensor, Tensor]:
+        """What fools and what tells: the decoder's -log D of two fakes a row, the discriminator's.
+
+        x, z: arrays, so that the encoder gets no gradient.  Returns two of (B,).
+        """
+        drawn = self.prior.sample(len(x), draw)
+        fakes = self.picture(self.decode(np.concatenate([z, drawn])))  # (2 B, ...)
+        with nn.frozen(self.discriminator):
+            fooling = ops.softplus(-self.discriminator(fakes)[1])
+        odds = self.discriminator(np.concatenate([x, fakes.data]))[1]  # (3 B,)
+        telling = real_or_not(odds[: len(x)], odds[len(x) :])
+        return fooling[: len(x)] + fooling[len(x) :], telling
+
     def distance(self, x: Any, output: Tensor) -> Tensor:
         """|f(x) - f(picture)|^2 / 2 of each row, f the features of the discriminator as it is."""
-        seen, _ = self.discriminator(x)
-        made, _ = self.discriminator(self.picture(output))
+        with nn.frozen(self.discriminator):
+            seen, _ = self.discriminator(x)
+            made, _ = self.discriminator(self.picture(output))
         return 0.5 * row_sums((made - seen.data) ** 2)
 
     def evaluation(self, batch: Batch, draw: Draw, posterior: Any = None) -> Terms:
@@ -124,7 +132,11 @@ class GAN(Spec):
     """
 
     name: ClassVar[str] = "gan"
-    takes: ClassVar[frozenset[str]] = frozenset({"own"})
+    refuses: ClassVar[dict[str, str]] = {
+        **refused("its KL is the closed form to N(0, I)", "prior", "flow"),
+        **refused("its loss is no ELBO whose KL could be free", "free_bits", "capacity"),
+        "missing": "its discriminator would see the holes",
+    }
     bound: ClassVar[bool] = False
     weight: float = 1.0
     reconstruct: str = "features"

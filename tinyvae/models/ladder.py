@@ -20,11 +20,11 @@ from .. import ops
 from ..batches import Batch
 from ..likelihoods import Likelihood
 from ..nn import ACTIVATIONS, Linear, Sequential
-from ..objectives import Terms, gaussian_log_prob
+from ..objectives import Terms, gaussian_log_prob, weighted
 from ..ops.noise import Draw
 from ..priors import StandardNormal
 from ..tensor import Tensor
-from .base import Model, Parts, Spec
+from .base import Model, Parts, Spec, refused
 from .networks import GaussianEncoder
 
 Gaussian = tuple[Tensor, Tensor]  # mu, logvar, each (B, size of the layer)
@@ -89,25 +89,23 @@ class Hierarchy(Model):
     def loss(self, batch: Batch, draw: Draw, *, beta: float, rows: int) -> Terms:
         """The negative ELBO, the KL of each layer held up by free bits."""
         layers = self.layers(self.posterior(batch), _sampler(draw))
-        nll = self.likelihood.nll(self.decode(layers[0].z), batch.x)
+        nll = self.likelihood.nll(self.decode(layers[0].z), batch.x, batch.mask)
         kls = self.kl(layers)
         counted = [ops.clip(kl, low=self.free_bits) for kl in kls] if self.free_bits else kls
-        loss = nll + _total(counted) * beta
-        log = {f"kl_{i}": kl.data for i, kl in enumerate(kls, 1)}
-        return Terms(ops.sum(loss) * (1.0 / rows), nll.data, _total(kls).data, -loss.data, log)
+        found = weighted(nll, _total(counted), beta=beta, batch=rows)
+        return found._replace(kl=_total(kls).data, log=_log(kls))
 
     def evaluation(self, batch: Batch, draw: Draw, posterior: Any = None) -> Terms:
         """The ELBO, without free bits."""
         layers = self.layers(posterior or self.posterior(batch), _sampler(draw))
-        nll = self.likelihood.nll(self.decode(layers[0].z), batch.x)
+        nll = self.likelihood.nll(self.decode(layers[0].z), batch.x, batch.mask)
         kls = self.kl(layers)
-        kl, log = _total(kls), {f"kl_{i}": kl.data for i, kl in enumerate(kls, 1)}
-        return Terms(nll + kl, nll.data, kl.data, -(nll + kl).data, log)
+        return weighted(nll, _total(kls), batch=len(batch))._replace(log=_log(kls))
 
     def log_weights(self, batch: Batch, draw: Draw, posterior: Any = None) -> Any:
         """log p(x, z_1 .. z_L) - log q(z_1 .. z_L | x) at one sample, (B,) nats."""
         layers = self.layers(posterior or self.posterior(batch), _sampler(draw))
-        nll = self.likelihood.nll(self.decode(layers[0].z), batch.x)
+        nll = self.likelihood.nll(self.decode(layers[0].z), batch.x, batch.mask)
         return -(nll + _total([layer.log_ratio() for layer in layers])).data
 
     def encode(self, x: Any, y: Any = None) -> Gaussian:
@@ -135,7 +133,7 @@ class BottomUpNetwork(Hierarchy):
 
     def posterior(self, batch: Batch) -> Gaussian:
         """q(z_1 | x)."""
-        return self.encoders[0](batch.x)
+        return self.encoders[0](batch.seen)
 
     def layers(self, posterior: Gaussian, sample: Callable) -> list[Layer]:
         """Each z from the one below; then what the generative model says of it."""
@@ -164,7 +162,7 @@ class LadderNetwork(Hierarchy):
 
     def posterior(self, batch: Batch) -> list[Gaussian]:
         """The opinions mu^, logvar^ of all layers, from z_1's up."""
-        opinions, features = [], batch.x
+        opinions, features = [], batch.seen
         for encoder in self.encoders:
             features = encoder.body(features)
             opinions.append(encoder.heads(features))
@@ -201,6 +199,10 @@ def _sampler(draw: Draw) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda mu, logvar: ops.reparameterize(mu, logvar, draw.normal(mu.shape[1]))
 
 
+def _log(kls: list[Tensor]) -> dict[str, Any]:
+    return {f"kl_{i}": kl.data for i, kl in enumerate(kls, 1)}
+
+
 def _total(terms: list[Tensor]) -> Tensor:
     total = terms[0]
     for term in terms[1:]:
@@ -217,7 +219,12 @@ class Hierarchical(Spec):
     """
 
     name: ClassVar[str] = "hierarchical"
-    takes: ClassVar[frozenset[str]] = frozenset({"free_bits"})
+    refuses: ClassVar[dict[str, str]] = {
+        "prior": "its layers are each other's, and the top one's is N(0, I)",
+        "flow": "the posteriors of its layers must be Gaussian",
+        "own": "each layer has networks of its own",
+        **refused("free_bits is counted layer by layer", "grouped", "capacity"),
+    }
     _model: ClassVar[type[Hierarchy]] = Hierarchy
     above: str = "10"
 

@@ -21,11 +21,11 @@ from ..batches import Batch
 from ..estimators import one_hot
 from ..likelihoods import Likelihood
 from ..nn import Linear, Sequential
-from ..objectives import Terms
+from ..objectives import Terms, weighed, weighted
 from ..ops.noise import Draw
 from ..priors import StandardNormal
 from ..tensor import Tensor
-from .base import Model, Parts, Spec
+from .base import Model, Parts, Spec, refused
 
 
 class M2Network(Model):
@@ -65,34 +65,37 @@ class M2Network(Model):
         """
         y = self._y(batch)
         known, others = np.flatnonzero(y >= 0), np.flatnonzero(y < 0)
-        x, eps = batch.x, draw.normal(self.latent_dim)
-        nll, kl = self.labelled(x[known], y[known], eps[known])
-        nll_u, kl_u = self.unlabelled(x[others], eps[others])
-        log_q = ops.sum(self.classify(x[known]) * self._one_hot(y[known], x), axis=1)
+        eps = draw.normal(self.latent_dim)
+        nll, kl = self.labelled(batch[known], y[known], eps[known])
+        nll_u, kl_u = self.unlabelled(batch[others], eps[others])
+        code = self._one_hot(y[known], batch.x)
+        log_q = ops.sum(self.classify(batch.seen[known]) * code, axis=1)
         losses = [nll + beta * kl - self.alpha * log_q, nll_u + beta * kl_u]
         place = np.argsort(np.concatenate([known, others]))  # back to the rows' own order
         nll, kl, loss = (ops.concatenate(t)[place] for t in ([nll, nll_u], [kl, kl_u], losses))
         return Terms(ops.sum(loss) * (1 / rows), nll.data, kl.data, -loss.data)
 
-    def labelled(self, x: Any, y: Any, eps: Any, posterior: Any = None) -> tuple[Tensor, Tensor]:
+    def labelled(
+        self, batch: Batch, y: Any, eps: Any, posterior: Any = None
+    ) -> tuple[Tensor, Tensor]:
         """The two terms of -L(x, y), each (B,) nats.
 
         L = E_q(z|x,y)[log p(x | y, z)] - (KL(q(z | x, y) || p(z)) - log p(y))
         """
-        code = self._one_hot(y, x)
-        mu, logvar = posterior or self.encoder(x, code)
+        code = self._one_hot(y, batch.x)
+        mu, logvar = posterior or self.encoder(batch.seen, code)
         z = ops.reparameterize(mu, logvar, eps)
         kl = ops.gaussian_kl(mu, logvar) + math.log(self.classes)
-        return self.likelihood.nll(self.decoder(z, code), x), kl
+        return self.likelihood.nll(self.decoder(z, code), batch.x, batch.mask), kl
 
-    def unlabelled(self, x: Any, eps: Any, posterior: Any = None) -> tuple[Tensor, Tensor]:
+    def unlabelled(self, batch: Batch, eps: Any, posterior: Any = None) -> tuple[Tensor, Tensor]:
         """The two terms of -U(x), each (B,) nats; all labels of a row share its noise.
 
         U = sum_y q(y | x) L(x, y) + H(q(y | x))
         """
-        log_q, mu, logvar = posterior or self.posterior(Batch(x))
-        x, eps = (np.repeat(a, self.classes, axis=0) for a in (x, eps))
-        nll, kl = self.labelled(x, self._every(log_q.data), eps, (mu, logvar))
+        log_q, mu, logvar = posterior or self.posterior(batch)
+        rows, eps = batch.repeated(self.classes), np.repeat(eps, self.classes, axis=0)
+        nll, kl = self.labelled(rows, self._every(log_q.data), eps, (mu, logvar))
         nll, kl = (ops.reshape(t, log_q.shape) for t in (nll, kl))  # (B C,) -> (B, C)
         q = ops.exp(log_q)
         return ops.sum(q * nll, axis=1), ops.sum(q * (kl + log_q), axis=1)
@@ -100,25 +103,24 @@ class M2Network(Model):
     def posterior(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """log q(y | x) (B, C), and mu, logvar of q(z | x, y) for each label, (B C, Z)."""
         codes = self._one_hot(np.arange(self.classes, like=batch.x).astype(np.int64), batch.x)
-        return (self.classify(batch.x), *self.encoder.every(batch.x, codes))  # type: ignore[attr-defined]
+        return (self.classify(batch.seen), *self.encoder.every(batch.seen, codes))  # type: ignore[attr-defined]
 
     def evaluation(self, batch: Batch, draw: Draw, posterior: Any = None) -> Terms:
         """U, the bound of log p(x): labels are summed out, and serve to count what is right."""
         posterior = posterior or self.posterior(batch)
-        nll, kl = self.unlabelled(batch.x, draw.normal(self.latent_dim), posterior)
+        nll, kl = self.unlabelled(batch, draw.normal(self.latent_dim), posterior)
         log = {}
         if batch.y is not None:
             right = (posterior[0].data.argmax(axis=1) == batch.y).astype(nll.dtype)
             log["accuracy"] = np.where(batch.y >= 0, right, right.dtype.type(math.nan))
-        return Terms(nll + kl, nll.data, kl.data, -(nll + kl).data, log)
+        return weighted(nll, kl, batch=len(batch))._replace(log=log)
 
     def log_weights(self, batch: Batch, draw: Draw, posterior: Any = None) -> Any:
         """log sum_y p(x, y, z_y) / q(z_y | x, y), one z_y a label: in expectation of p(x)."""
         _, mu, logvar = (t.data for t in posterior or self.posterior(batch))
         eps = np.repeat(draw.normal(self.latent_dim), self.classes, axis=0)
-        z, x = mu + np.exp(logvar / 2) * eps, np.repeat(batch.x, self.classes, axis=0)
-        log_ratio = 0.5 * (eps**2 + logvar - z**2).sum(axis=1, dtype=np.float64)
-        nll = self.likelihood.nll(self.decode(z, self._every(batch.x)), x).data
+        (z, log_ratio), rows = weighed(mu, logvar, eps), batch.repeated(self.classes)
+        nll = self.likelihood.nll(self.decode(z, self._every(batch.x)), rows.x, rows.mask).data
         log_w = (log_ratio - nll).reshape(len(batch), self.classes)
         return ops.logsumexp(log_w, axis=1).data - math.log(self.classes)
 
@@ -140,8 +142,8 @@ class M2Network(Model):
 
     def reconstruct(self, batch: Batch) -> Any:
         """Raw parameters of p(x | y, z) at each row's own label, or its likeliest, and its code."""
-        y = self._label(batch.x, batch.y)
-        return self.decode(self.encode(batch.x, y)[0], y).data
+        y = self._label(batch.seen, batch.y)
+        return self.decode(self.encode(batch.seen, y)[0], y).data
 
     # ------------------------------------------------------------------------------------- inside
     def _one_hot(self, y: Any, like: Any) -> Any:
@@ -173,7 +175,11 @@ class M2(Spec):
     """
 
     name: ClassVar[str] = "m2"
-    takes: ClassVar[frozenset[str]] = frozenset()
+    refuses: ClassVar[dict[str, str]] = {
+        **refused("its KL is the closed form to N(0, I), for each label", "prior", "flow"),
+        **refused("its KL is a mean over labels", "free_bits", "capacity"),
+        "own": "it has a classifier, and networks that are told the label",
+    }
     labels: ClassVar[str] = "optional"
     alpha: float = 10.0
     share: float = 0.1

@@ -209,6 +209,8 @@ class SequenceVAE(Model):
         if parts.flow is not None:
             self.flow = parts.flow.build(self.latent_dim, hidden, parts.rng, parts.dtype)
         self.gaussian = isinstance(self.prior, StandardNormal) and self.flow is None
+        if callable(self.free_bits):  # of the batch's KL
+            self.couples_rows = True
 
     # ------------------------------------------------------------------------- the objective
     def loss(self, batch: Batch, draw: Draw, *, beta: float, rows: int) -> Terms:
@@ -237,18 +239,16 @@ class SequenceVAE(Model):
 
     def _told(self, batch: Batch, posterior: Any = None, u: Any = None) -> Told:
         """u: (B, T) uniform noise for the word dropout, or None for none."""
-        x, posterior = self._filled(batch), posterior or self.posterior(batch)
+        x, posterior = self._filled(batch.x, batch.mask), posterior or self.posterior(batch)
 
         def decode(z: Any) -> Tensor:
             return self.score(z, x, u)
 
         return Told(x, posterior, self.prior, self.flow, self.likelihood, decode)
 
-    def _filled(self, batch: Batch) -> Any:
+    def _filled(self, x: Any, mask: Any) -> Any:
         """x with what word dropout shows where nothing was observed: it may be NaN there."""
-        if batch.mask is None:
-            return batch.x
-        return np.where(batch.mask != 0, batch.x, batch.x.dtype.type(self.steps.hidden))
+        return x if mask is None else np.where(mask != 0, x, x.dtype.type(self.steps.hidden))
 
     def score(self, z: Any, x: Any, u: Any = None) -> Tensor:
         """Raw parameters of p(x_t | x_<t, z) at the true steps x, laid out like x; u: noise."""
@@ -274,7 +274,7 @@ class SequenceVAE(Model):
 
     def posterior(self, batch: Batch) -> tuple:
         """mu and logvar, and with a flow its context, the reader's state."""
-        state = self.encoder.body(self._filled(batch), batch.mask)
+        state = self.encoder.body(self._filled(batch.seen, batch.mask), batch.mask)
         return *self.encoder.heads(state), *([state] if self.flow else [])
 
     def decode(self, z: Any, y: Any = None) -> Tensor:
@@ -284,7 +284,7 @@ class SequenceVAE(Model):
 
     def scored(self, batch: Batch) -> Any:
         """Raw parameters at each row's own code, after the true steps before, an array."""
-        return self.score(self.code(batch)[0], self._filled(batch)).data
+        return self.score(self.code(batch)[0], self._filled(batch.x, batch.mask)).data
 
     def sample(self, n: int, draw: Draw, y: Any = None) -> Any:
         """n sequences x, drawn step by step: each is what the next one follows."""
@@ -319,7 +319,7 @@ class Sequence(Spec):
     """
 
     name: ClassVar[str] = "sequence"
-    takes: ClassVar[frozenset[str]] = frozenset({"prior", "flow", "free_bits", "missing"})
+    refuses: ClassVar[dict[str, str]] = {"own": "its networks read and write step by step"}
     decoder: str = "gru"
     dropout: float = 0.0
     heads: int = 4
@@ -335,7 +335,11 @@ class Sequence(Spec):
         """As the plain VAE's; symbols are no numbers, and there are no pseudo-inputs of them."""
         super().check(**given)
         vae.VAE().check(**given)
-        if isinstance(given["likelihood"], Tokens) and isinstance(given["prior"], priors.Vamp):
+        tokens = isinstance(given["likelihood"], Tokens)
+        if tokens and given.get("corruption") is not None:
+            raise ValueError("corruption damages numbers, which tokens are not: hide some from the "
+                             "decoder by model='sequence:dropout=0.3'")  # fmt: skip
+        if tokens and isinstance(given["prior"], priors.Vamp):
             raise ValueError(
                 "prior='vamp' learns inputs, which tokens cannot be: they are no numbers"
             )

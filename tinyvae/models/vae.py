@@ -17,7 +17,7 @@ from ..ops.noise import Draw
 from ..priors import Prior, StandardNormal
 from ..tensor import Tensor
 from . import networks
-from .base import STANDARD, Model, Parts, Spec
+from .base import STANDARD, Model, Parts, Spec, refused
 from .networks import GaussianEncoder
 
 KL = ("closed", "sampled")
@@ -37,13 +37,15 @@ class VAENetwork(Model):
         *,
         likelihood: Likelihood | None = None,
         prior: Prior | None = None,
-        free_bits: float = 0.0,
+        free_bits: Any = 0.0,
     ):
         self.encoder, self.decoder = encoder, decoder
         self.latent_dim = latent_dim
         self.likelihood = likelihood or Bernoulli()
         self.prior = prior or StandardNormal(self.latent_dim)
         self.free_bits = free_bits
+        if callable(free_bits):  # of the batch's KL
+            self.couples_rows = True
 
     def encode(self, x: Any, y: Any = None) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z | x), each (B, Z)."""
@@ -65,40 +67,27 @@ class VAENetwork(Model):
         mu, logvar = posterior or self.posterior(batch)
         z = ops.reparameterize(mu, logvar, draw.normal(self.latent_dim))
         nll = self.likelihood.nll(self.decode(z, batch.y), batch.x, batch.mask)
-        kl = ops.gaussian_kl(mu, logvar)
-        return Terms(nll + kl, nll.data, kl.data, -(nll + kl).data)
+        return objectives.weighted(nll, self.kl(batch, mu, logvar), batch=len(batch))
 
     def log_weights(self, batch: Batch, draw: Draw, posterior: Any = None) -> Any:
-        """log p(x | z) + log p(z) - log q(z | x), whose Gaussian constants cancel."""
+        """log p(x | z) + log p(z) - log q(z | x)."""
         mu, logvar = (t.data for t in posterior or self.posterior(batch))
-        eps = draw.normal(self.latent_dim)
-        z = mu + np.exp(logvar / 2) * eps
-        log_ratio = 0.5 * (eps**2 + logvar - z**2).sum(axis=1, dtype=np.float64)
+        eps, prior = draw.normal(self.latent_dim), self.given(batch.y, mu)
+        z, log_ratio = objectives.weighed(mu, logvar, eps, prior)
         return log_ratio - self.likelihood.nll(self.decode(z, batch.y), batch.x, batch.mask).data
 
+    # -------------------------------------------------------- p(z), where it depends on a condition
+    def given(self, y: Any, like: Any) -> tuple | None:
+        """mu and logvar of p(z | y), arrays like `like`; None for the prior alone."""
+        return None
 
-class PressedVAE(VAENetwork):
-    """A VAE whose loss is a function of the batch's KL: free bits of groups, or a capacity.
+    def kl(self, batch: Batch, mu: Tensor, logvar: Tensor) -> Tensor:
+        """KL(q(z | x) || p(z)) of each row, (B,) nats."""
+        return ops.gaussian_kl(mu, logvar)
 
-    cost: KL of each dimension (B, Z), and beta (or the capacity) -> one number, see objectives.
-    """
-
-    couples_rows = True
-
-    def __init__(self, *networks: Any, cost: Callable[[Tensor, Any], Tensor], **more: Any):
-        super().__init__(*networks, **more)
-        self.cost = cost
-
-    def loss(self, batch: Batch, draw: Draw, *, beta: float, rows: int) -> Terms:
-        """The mean of -log p(x | z), and the cost of the KL."""
-        mu, logvar = self.encode(batch.seen, batch.y)
-        z = ops.reparameterize(mu, logvar, draw.normal(self.latent_dim))
-        nll = self.likelihood.nll(self.decode(z, batch.y), batch.x, batch.mask)
-        each = ops.gaussian_kl(*(ops.reshape(t, (mu.data.size, 1)) for t in (mu, logvar)))
-        kl = ops.reshape(each, mu.shape)  # (B Z,) -> (B, Z)
-        cost = self.cost(kl, beta)
-        loss = (ops.mean(nll) + cost) * (len(batch) / rows)
-        return Terms(loss, nll.data, kl.data.sum(axis=1), -(nll.data + cost.data))
+    def log_prior(self, z: Any, y: Any = None) -> Tensor:
+        """log p(z) of each row, (B,) nats."""
+        return self.prior.log_prob(z)
 
 
 class SampledVAE(VAENetwork):
@@ -209,7 +198,6 @@ class VAE(Spec):
     """
 
     name: ClassVar[str] = "vae"
-    takes: ClassVar[frozenset[str]] = Spec.takes | {"missing", "corruption", "grouped", "capacity"}
     samples: int = 1
     kl: str = "closed"
 
@@ -245,10 +233,6 @@ class VAE(Spec):
         encoder, decoder = parts.networks()
         given = encoder, decoder, parts.latent_dim
         options = {"likelihood": parts.likelihood, "prior": parts.build_prior(encoder)}
-        if parts.capacity is not None:
-            return PressedVAE(*given, cost=objectives.Towards(parts.capacity), **options)
-        if isinstance(parts.free_bits, objectives.Group):
-            return PressedVAE(*given, cost=parts.free_bits, **options)
         return VAENetwork(*given, free_bits=parts.free_bits, **options)
 
 
@@ -261,7 +245,9 @@ class IWAE(Spec):
     """
 
     name: ClassVar[str] = "iwae"
-    takes: ClassVar[frozenset[str]] = VAE.takes - {"free_bits", "grouped", "capacity"}
+    refuses: ClassVar[dict[str, str]] = refused(
+        "its bound has no KL of its own: that is inside the weights", "free_bits", "capacity"
+    )
     samples: int = 50
     gradient: str = "iwae"
 
@@ -315,7 +301,6 @@ __all__ = [
     "IWAE",
     "VAE",
     "IWAENetwork",
-    "PressedVAE",
     "SampledVAE",
     "VAENetwork",
     "build",

@@ -31,7 +31,7 @@ from ..ops.fused import nearest_code
 from ..ops.noise import Draw
 from ..tensor import Tensor
 from . import networks
-from .base import Model, Parts, Spec
+from .base import Model, Parts, Spec, refused
 
 UPDATES = ("ema", "loss")
 SMOOTHING = 1e-5  # of the counts by which sums are divided
@@ -48,7 +48,7 @@ class Quantizer(Module):
     the batch at hand; so do all codes at the first step.  0: never.
     """
 
-    couples_rows: ClassVar[bool] = True
+    couples_rows = True
 
     def __init__(
         self,
@@ -194,18 +194,19 @@ class VQVAE(Model):
 
     def loss(self, batch: Batch, draw: Draw, *, beta: float, rows: int) -> Terms:
         """-log p(x, codes), and what draws vectors and codes to each other."""
-        z = self.vectors(batch.x)
+        z = self.vectors(batch.seen)
         quantized, codes = self.quantizer(z)
-        found = self._bound(batch.x, quantized, codes)
+        found = self._bound(batch, quantized, codes)
         pull = ops.sum(ops.reshape(self.quantizer.loss(z, codes), (len(batch), -1)), axis=1)
         negative = found.loss + pull
         self._seen = z.data, codes, draw.uniform(self.code_prior.positions).reshape(-1)
         return found._replace(loss=ops.sum(negative) * (1 / rows), elbo=-negative.data)
 
-    def _bound(self, x: Any, quantized: Tensor, codes: Any) -> Terms:
+    def _bound(self, batch: Batch, quantized: Tensor, codes: Any) -> Terms:
         """nll and -log p(codes), (B,); the loss is their sum, per row."""
-        nll = self.likelihood.nll(self.decode(ops.reshape(quantized, (len(x), -1))), x)
-        rate = -self.code_prior.log_prob(codes.reshape(len(x), -1))
+        output = self.decode(ops.reshape(quantized, (len(batch), -1)))
+        nll = self.likelihood.nll(output, batch.x, batch.mask)
+        rate = -self.code_prior.log_prob(codes.reshape(len(batch), -1))
         log = {"perplexity": perplexity(codes, self.codes)}
         return Terms(nll + rate, nll.data, rate.data, -(nll + rate).data, log)
 
@@ -215,7 +216,7 @@ class VQVAE(Model):
 
     def posterior(self, batch: Batch) -> Terms:
         """The bound, which knows no noise."""
-        return self._bound(batch.x, *self.quantizer(self.vectors(batch.x)))
+        return self._bound(batch, *self.quantizer(self.vectors(batch.seen)))
 
     def evaluation(self, batch: Batch, draw: Draw, posterior: Any = None) -> Terms:
         """log p(x, codes), a lower bound on log p(x); its kl is -log p(codes)."""
@@ -252,8 +253,13 @@ class VQ(Spec):
     """
 
     name: ClassVar[str] = "vq"
-    weighs: ClassVar[bool] = False
-    takes: ClassVar[frozenset[str]] = frozenset()
+    refuses: ClassVar[dict[str, str]] = {
+        "latent_dim": "the sizes of its codes stand in its text, vq:size=16:positions=8",
+        "prior": "it learns one over its codes",
+        "flow": "its posterior is one point",
+        "own": "its encoder gives vectors, not mu and logvar",
+        **refused("it has no KL to weigh", "weight", "free_bits", "capacity"),
+    }
     codes: int = 64
     size: int = 16
     positions: int = 8

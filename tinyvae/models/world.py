@@ -23,11 +23,11 @@ import numpy as np
 from .. import ops
 from ..batches import Batch
 from ..nn import GRU, Linear, Module
-from ..objectives import Terms
+from ..objectives import Terms, weighted
 from ..ops.noise import Draw
 from ..priors import LOG_2PI, StandardNormal
 from ..tensor import Tensor, no_grad
-from .base import Model, Parts, Spec
+from .base import Model, Parts, Spec, refused
 
 
 class Mixture(NamedTuple):
@@ -92,33 +92,32 @@ class WorldModel(Model):
     # ------------------------------------------------------------------------- the objective
     def loss(self, batch: Batch, draw: Draw, *, beta: float, rows: int) -> Terms:
         """The negative bound, and, unless trained jointly, what the memory did not foresee."""
-        mu, logvar = self.encode(batch.x)
+        mu, logvar = self.posterior(batch)
         eps = draw.normal(self.latent_dim)
         z = ops.reparameterize(mu, logvar, eps)
-        nll, forecast = self._nll(z, batch.x), self._forecast(z, batch.y)
+        nll, forecast = self._nll(z, batch), self._forecast(z, batch.y)
         if self.joint:
             kl = _log_q(logvar, eps) - self._log_first(z) - forecast
-            loss = ops.sum(nll + beta * kl) / rows
+            found = weighted(nll, kl, beta=beta, batch=rows)
         else:
-            kl = ops.gaussian_kl(mu, logvar)
-            loss = ops.sum(nll + beta * kl - forecast) / rows
-        elbo = -(nll.data + beta * kl.data)
-        return Terms(loss, nll.data, kl.data, elbo, {"forecast": forecast.data})
+            found = weighted(nll - forecast, ops.gaussian_kl(mu, logvar), beta=beta, batch=rows)
+        return found._replace(nll=nll.data, log={"forecast": forecast.data})
 
     def log_weights(self, batch: Batch, draw: Draw, posterior: Any = None) -> Any:
         """log p(x, z) - log q(z | x); without joint training p(z) is N(0, I) for every frame."""
-        mu, logvar = posterior or self.encode(batch.x)
+        mu, logvar = posterior or self.posterior(batch)
         eps = draw.normal(self.latent_dim)
         z = ops.reparameterize(mu, logvar, eps)
         if self.joint:
             log_p = self._log_first(z) + self._forecast(z, batch.y)
         else:
             log_p = self.prior.log_prob(z)
-        return (log_p - _log_q(logvar, eps) - self._nll(z, batch.x)).data
+        return (log_p - _log_q(logvar, eps) - self._nll(z, batch)).data
 
-    def _nll(self, z: Any, x: Any) -> Tensor:
+    def _nll(self, z: Any, batch: Batch) -> Tensor:
         """-log p(x | z) of an episode, (B,)."""
-        each = self.likelihood.nll(self._frames(z), x.reshape(-1, *self.frame))
+        x, mask = (None if a is None else a.reshape(-1, *self.frame) for a in (batch.x, batch.mask))
+        each = self.likelihood.nll(self._frames(z), x, mask)
         return ops.sum(ops.reshape(each, (-1, self.steps)), axis=1)
 
     def _forecast(self, z: Any, y: Any) -> Tensor:
@@ -213,7 +212,12 @@ class World(Spec):
     """
 
     name: ClassVar[str] = "world"
-    takes: ClassVar[frozenset[str]] = frozenset()
+    refuses: ClassVar[dict[str, str]] = {
+        "prior": "it has N(0, I) for each frame, or with joint=true the memory's forecast",
+        "flow": "the memory foresees Gaussian latents",
+        "own": "it makes its networks for single frames",
+        **refused("its KL is that of many frames", "free_bits", "capacity"),
+    }
     labels: ClassVar[str] = "optional"
     units: int = 128
     components: int = 5
