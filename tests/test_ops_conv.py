@@ -12,7 +12,7 @@ import opcheck
 import strategies
 import tinyvae_kernels as kernels
 from tinyvae import Tensor, ops
-from tinyvae.ops import conv
+from tinyvae_kernels import convolution
 
 NAMES = ["conv2d", "conv_transpose2d"]
 
@@ -102,8 +102,9 @@ def test_parts_of_the_batch_make_no_difference(name, part, rng, monkeypatch):
     x, weight, bias = rng.normal(size=(7, 5, 4, 2)), rng.normal(size=(3, 2, 2, 3)), np.arange(3.0)
     op, results = getattr(ops, name), []
     dout = rng.normal(size=op(x, weight, bias).shape)
-    for numbers in (conv.PART, part):
-        monkeypatch.setattr(conv, "PART", numbers)
+    for numbers in (convolution.PART, part):
+        monkeypatch.setattr(convolution, "PART", numbers)
+        monkeypatch.setattr(convolution, "MARGIN", numbers)
         leaves = [Tensor(value, True) for value in (x, weight, bias)]
         out = op(*leaves)
         out.backward(dout)

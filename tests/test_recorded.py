@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 
 import tinyvae_kernels as kernels
-from tinyvae import Tensor, batches, devices, likelihoods, nn, ops, optim, schedules, train
+from tinyvae import (
+    Tensor,
+    batches,
+    devices,
+    likelihoods,
+    nn,
+    ops,
+    optim,
+    parallel,
+    recorded,
+    schedules,
+    train,
+)  # fmt: skip
 from tinyvae.batches import Batch
 from tinyvae.models import vae
 from tinyvae.ops.noise import Stream
@@ -285,6 +297,49 @@ def test_large_layers_are_recorded_too():
         for _ in range(4):
             step(x)
         assert [r.state for r in step._recorded.values() if r is not None] == ["ready"]
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+@pytest.mark.parametrize("shards", [1, 2, 3])
+def test_a_gradient_that_is_left_to_the_update(shards, clip_norm, monkeypatch, rng):
+    """The same parameters to the bit, whether it is or not; and nobody computes it twice."""
+    monkeypatch.setattr(parallel, "cores", lambda: shards)
+    monkeypatch.setattr(parallel, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(recorded, "BLOCK", 5000)  # the last block is a smaller one
+    x = (rng.random((12, 300)) < 0.4).astype(np.float32)
+    results = []
+    for large in (2**30, 10_000):
+        monkeypatch.setattr(recorded, "LARGE", large)
+        network = vae.build(
+            "mlp", (300,), 3, hidden=(70,), channels=(), activation="relu", seed=0
+        )  # fmt: skip
+        optimizer = optim.Adam(network.parameters())
+        with train.Step(network, optimizer, settings_of(clip_norm=clip_norm)) as step:
+            for _ in range(6):
+                step(x)
+            [one] = [r for r in step._recorded.values() if r is not None]
+            assert one.state == "ready"
+            assert len(one.factors) == (0 if large == 2**30 else 2)
+            assert len(one.programs) == shards
+        results.append([t.data for t in network.parameters()])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_factor_that_changes_later_is_noticed(rng):
+    """A product is left to the update only if its factors are still there at the end."""
+    a, b = rng.standard_normal((300, 4)), rng.standard_normal((4, 250))
+    out, program = np.empty((300, 250)), devices.Program()
+    with program.record():
+        devices.product(a, b, out)
+    call = devices.only_product(program, out)
+    assert call is not None
+    assert recorded._still_there(call)
+    a += 1
+    assert not recorded._still_there(call)
+    with program.record():
+        devices.add(out, out, out=out)
+    assert devices.only_product(program, out) is None
 
 
 def _memory_of(call):

@@ -164,17 +164,24 @@ class Adam(_Optimizer):
     def _update(self, tensor: Tensor, i: int, scale: float) -> None:
         self.update(i, self._numbers)
 
-    def update(self, i: int, numbers: Any, other: Any = None, loss: Any = None) -> None:
+    def update(
+        self, i: int, numbers: Any, *, gradient: Any = None, other: Any = None, part: Any = ...,
+        loss: Any = None,
+    ) -> None:  # fmt: skip
         """Update parameter i, with the step's numbers, or cells or an array that hold them.
 
-        other: a second share of its gradient, to be added; loss: see adam_update.
+        gradient: by default the tensor's; other: a second share of it, to be added; part: which
+        rows of the parameter these are the gradients of, by default all; loss: see adam_update.
         """
         tensor = self.parameters[i]
+        gradient = tensor.grad if gradient is None else gradient
         if self.groups:
             first = self._group[i] * NUMBERS
             numbers = numbers[first : first + NUMBERS]
-        state = self.state["m"][i], self.state["v"][i]
-        adam_update(tensor.data, tensor.grad, *state, numbers, other=other, loss=loss)
+        m, v = self.state["m"][i], self.state["v"][i]
+        adam_update(
+            tensor.data[part], gradient, m[part], v[part], numbers, other=other, loss=loss
+        )  # fmt: skip
 
 
 class SGD(_Optimizer):

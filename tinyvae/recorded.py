@@ -5,6 +5,10 @@ step of a shape runs as usual; the second is recorded (`Program` in tinyvae_kern
 for each shard and one for each thread's share of the update; the third runs both ways, and only if
 all losses and gradients agree to the last bit is the recording used from then on.  So whatever a
 network does outside the kernels, in NumPy or in Python, is noticed: such a network runs as usual.
+
+The gradient of a large weight, x^T du, is left out of the programs: the update computes a few rows
+of it at a time and uses them while they lie in the cache.  In memory such a gradient is found only
+if somebody wants it, to clip it by its norm.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from .batches import Batch, Gather, read
-from .devices import Cell, Program, add, run_programs
+from .devices import Cell, Program, add, only_product, product, run_programs
 from .objectives import Terms
 from .optim import Adam
 from .parallel import Shards
@@ -24,6 +28,8 @@ from .tensor import Tensor
 
 Objective = Callable[..., Terms]  # (network, batch, part, step, kl_weight) -> Terms
 NEW, UNPROVEN, READY, REFUSED = "new", "unproven", "ready", "refused"
+LARGE = 2**16  # numbers of a weight whose gradient is made in the update
+BLOCK = 2**15  # numbers of a gradient in one go: with the same of p, m and v, 512 kB of float32
 
 
 class RecordedStep:
@@ -59,6 +65,8 @@ class RecordedStep:
         else:
             self._take(source, step, kl_weight)
             run_programs(self.programs)
+            if summed or self.state == UNPROVEN:
+                run_programs(self.rests)
             if self.state == UNPROVEN:
                 self._prove(read(source).x, step, kl_weight)
         self.summed = summed
@@ -73,7 +81,7 @@ class RecordedStep:
         self.optimizer.steps += 1
         for cell, number in zip(self.numbers, self.optimizer.numbers(scale), strict=True):
             cell.set(number)
-        if self.summed or len(self.shares) == 1:
+        if self.summed:
             self._run(self.updates, self._update_group)
         else:
             self._run(self.sums_and_updates, self._sum_and_update_group)
@@ -96,9 +104,14 @@ class RecordedStep:
             self.index = source.index.copy()
         self.step = Cell(np.uint32, step)  # the program draws its own noise
         self.state = UNPROVEN
+        self.rests: list[Program] = []  # what they leave to the update
+        self.factors: dict[int, list] = {}  # of these gradients: x^T and du of each shard
         try:
             results = self.shards.scatter(self._record_shard, len(x))
             self.programs, self.losses, self.shares = map(list, zip(*results, strict=True))
+            self._postpone()
+            for program in (*self.programs, *self.rests):
+                self._compile(program)
         except TypeError:  # somebody computes with the weight, and a cell is no number
             self.state, self.programs = REFUSED, []
             self.losses, self.shares = self._as_usual(x, step, kl_weight)
@@ -113,8 +126,21 @@ class RecordedStep:
             if isinstance(self.source, Gather):
                 self.source.into(self.x, self.index, part, self.step)
             losses, gradients = self._compute(network, part, self.x, self.step, self.kl_weight)
-        self._compile(program)
         return program, losses, gradients
+
+    def _postpone(self) -> None:
+        """Leave products that only make a large gradient to the update."""
+        self.rests = [Program() for _ in self.programs]
+        for i, shares in enumerate(zip(*self.shares, strict=True)):
+            if shares[0] is None or shares[0].ndim != 2 or shares[0].size < LARGE:
+                continue
+            calls = [only_product(*pair) for pair in zip(self.programs, shares, strict=True)]
+            found = [call for call in calls if call is not None and _still_there(call)]
+            if len(found) == len(shares):
+                self.factors[i] = [args[1:3] for _, args in found]
+                for program, rest, call in zip(self.programs, self.rests, found, strict=True):
+                    program.calls = [other for other in program.calls if other is not call]
+                    rest.calls.append(call)
 
     def _compile(self, program: Program) -> None:
         """Refuse what cannot be made into a native function: the step itself was done."""
@@ -169,13 +195,32 @@ class RecordedStep:
                 self.optimizer.update(i, self._numbers_now())
 
     def _sum_and_update_group(self, numbers: list[int]) -> None:
-        """The last share is added by the optimizer itself, in the same pass."""
-        first, *others, last = self.shares
         for i in numbers:
-            if first[i] is not None:
-                for other in others:
-                    add(first[i], other[i], out=first[i])
-                self.optimizer.update(i, self._numbers_now(), other=last[i])
+            if i in self.factors and self.state != REFUSED:
+                self._multiply_and_update(i)
+            elif self.shares[0][i] is not None:
+                self._sum_and_update(i, [share[i] for share in self.shares])
+
+    def _sum_and_update(self, i: int, shares: list, part: Any = ...) -> None:
+        """The last share is added by the optimizer itself, in the same pass."""
+        first, *others = shares
+        last = others.pop() if others else None
+        for other in others:
+            add(first, other, out=first)
+        self.optimizer.update(i, self._numbers_now(), gradient=first, other=last, part=part)
+
+    def _multiply_and_update(self, i: int) -> None:
+        """A few rows of a weight at a time."""
+        weight = self.parameters[i]
+        rows = min(len(weight), max(1, BLOCK // weight.shape[1] // 12) * 12)  # whole tiles
+        blocks = [np.empty((rows, weight.shape[1]), weight.dtype) for _ in self.factors[i]]
+        for start in range(0, len(weight), rows):
+            part = slice(start, min(start + rows, len(weight)))
+            shares = [
+                product(a[part], b, block[: part.stop - start])
+                for (a, b), block in zip(self.factors[i], blocks, strict=True)
+            ]
+            self._sum_and_update(i, shares, part)
 
     def _numbers_now(self) -> tuple:
         """Adam's numbers, as cells; plain, as a step has them, if no program reads them."""
@@ -201,6 +246,12 @@ class RecordedStep:
             self._compile(program)
 
         self.shards.at_once([functools.partial(run, k) for k in range(len(programs))])
+
+
+def _still_there(call: tuple) -> bool:
+    """Whether the factors of a product are at the end of the step what they were in it."""
+    out, a, b = call[1][:3]
+    return np.array_equal(product(a, b, np.empty_like(out)), out, equal_nan=True)
 
 
 def _arrays(losses: list[Terms], shares: list[list]) -> Iterator[Any]:

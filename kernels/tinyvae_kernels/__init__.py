@@ -25,6 +25,7 @@ from .arena import Arena, scratch
 from .beta import beta_nll_backward, beta_nll_forward
 from .categorical import categorical_nll_backward, categorical_nll_forward
 from .codebook import CodebookSaved, nearest_code_backward, nearest_code_forward
+from .convolution import correlate, correlate_by, spread
 from .elbo import (
     ElboSaved,
     bernoulli_elbo_backward,
@@ -76,10 +77,9 @@ from .patches import (
     geometry,
     im2col_backward,
     im2col_forward,
-    swap_axes,
 )
 from .philox import philox_bits, philox_normal, philox_uniform
-from .product import product
+from .product import only_product, product, transpose
 from .total import (
     add,
     gaussian_kl_total_backward,
@@ -149,6 +149,8 @@ __all__ = [
     "col2im_backward",
     "col2im_forward",
     "cores",
+    "correlate",
+    "correlate_by",
     "cpu_backend",
     "cuda_problem",
     "cupy_device",
@@ -191,6 +193,7 @@ __all__ = [
     "nearest_code_backward",
     "nearest_code_forward",
     "numba_problem",
+    "only_product",
     "philox_bits",
     "philox_normal",
     "philox_uniform",
@@ -202,8 +205,9 @@ __all__ = [
     "run_programs",
     "scratch",
     "sgd_update",
-    "swap_axes",
+    "spread",
     "threads",
     "total_backward",
     "total_forward",
+    "transpose",
 ]

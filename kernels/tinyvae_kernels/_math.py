@@ -71,13 +71,13 @@ def row_max(row: Any) -> Any:
     return np.max(row)
 
 
-def tiles(a: int, rows: Any, steps: Any, b: Any, c: int, out: Any, accumulate: bool) -> None:
-    """c[i] = sum_k a[i, k] b[k], or c[i] + ..., for Numba bodies alone (`_tile.py`).
+def tiles(number: Any, *arguments: Any) -> None:
+    """A matrix product, tile by tile, of numbers of this type: see `_tile.py`.  Numba alone."""
+    raise NotImplementedError
 
-    a, c: addresses; rows, out: (N,) int64, where the rows of a and c begin, in bytes from there;
-    steps: (K,) int64, where the numbers of a row of a lie, in bytes from its beginning;
-    b: (K, M), its rows contiguous.
-    """
+
+def call(address: int, number: Any, *arguments: int) -> None:
+    """The compiled kernel at this address, which takes a number and whole ones.  Numba alone."""
     raise NotImplementedError
 
 

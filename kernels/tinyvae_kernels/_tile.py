@@ -23,6 +23,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
@@ -53,12 +54,16 @@ Tiles = Callable[..., Any]
 
 
 @overload(_math.tiles, jit_options={"nogil": True, "error_model": "numpy"})
-def _tiles(a, rows, steps, b, c, out, accumulate):
-    itemsize = FLOATS[b.dtype][1]
-    tile, lanes = _tile(b.dtype), VECTOR // itemsize
+def _tiles(number, a, rows, N, steps, K, b, down, M, c, out, accumulate):
+    """c[i] = sum_k a[i, k] b[k], or c[i] + ..., for i < N and k < K, in rows of M numbers.
 
-    def body(a, rows, steps, b, c, out, accumulate):
-        N, (K, M) = len(rows), b.shape
+    a, b, c: addresses; down: bytes between rows of b; rows, steps, out: addresses of N, K and N
+    int64, where the rows of a begin, the numbers in a row, and the rows of c, in bytes.
+    """
+    tile, itemsize = _tile(number), FLOATS[number][1]
+    lanes = VECTOR // itemsize
+
+    def body(number, a, rows, N, steps, K, b, down, M, c, out, accumulate):
         for j in range(0, M, WIDEST * lanes):
             width = min(WIDEST, (M - j + lanes - 1) // lanes)
             last = min(lanes, M - j - (width - 1) * lanes)
@@ -67,11 +72,32 @@ def _tiles(a, rows, steps, b, c, out, accumulate):
                 left = N - i
                 height = TALLEST if left >= TALLEST else 4 if left >= 4 else 2 if left >= 2 else 1
                 tile(
-                    height, width, a, rows.ctypes.data + 8 * i, steps.ctypes.data,
-                    b.ctypes.data + j * itemsize, b.strides[0],
-                    c + j * itemsize, out.ctypes.data + 8 * i, K, last, accumulate,
+                    height, width, a, rows + 8 * i, steps, b + j * itemsize, down,
+                    c + j * itemsize, out + 8 * i, K, last, accumulate,
                 )  # fmt: skip
                 i += height
+
+    return body
+
+
+@overload(_math.call, prefer_literal=False)
+def _call(address, number, *arguments):
+    kinds = (number, *[types.int64] * len(arguments))
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        address, number, packed = values
+        convention = context.call_conv
+        kind = convention.get_function_type(types.none, kinds).as_pointer()
+        given = [number, *cgutils.unpack_tuple(builder, packed)]
+        convention.call_function(builder, builder.inttoptr(address, kind), types.none, kinds, given)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def run(typing, address, number, packed):
+        return types.void(address, number, packed), generate
+
+    def body(address, number, *arguments):
+        run(address, number, arguments)  # type: ignore[call-arg]
 
     return body
 
@@ -81,9 +107,9 @@ def _tile(dtype: types.Type) -> Tiles:
 
     a, b, c: addresses; rows, out: addresses of `height` int64, the distances in bytes of the tile's
     rows in a and in c; steps: address of `depth` int64, the distances of a's numbers; down: bytes
-    between rows of b; last: how many numbers of the last vector there are; accumulate: add to c.
+    between rows of b; last: how many numbers of the last vector there are; accumulate: not 0 to add
+    to c.
     """
-    kinds = [types.int64] * 11 + [types.boolean]
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         height, width, *others = values
@@ -112,7 +138,7 @@ def _tile(dtype: types.Type) -> Tiles:
     def tile(
         typing, height, width, a, rows, steps, b, down, c, out, depth, last, accumulate
     ):  # fmt: skip
-        return types.void(*kinds), generate
+        return types.void(*[types.int64] * 12), generate
 
     return tile
 
@@ -187,7 +213,7 @@ def _function(module: Any, dtype: types.Type, height: int, width: int, masked: b
     name = f"tinyvae_tile_{itemsize}_{height}_{width}_{masked:d}"
     if name in module.globals:
         return module.globals[name]
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 9 + [I1]), name)
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 10), name)
     function.linkage = "internal"
     a, rows, steps, b, down, c, out, depth, last, accumulate = function.args
     entry, old, loop, body, end = (
@@ -204,7 +230,7 @@ def _function(module: Any, dtype: types.Type, height: int, width: int, masked: b
 
     left = [builder.add(a, table(rows, I64(i))) for i in range(height)]
     below = [builder.add(c, table(out, I64(i))) for i in range(height)]
-    builder.cbranch(accumulate, old, loop)
+    builder.cbranch(builder.icmp_signed("!=", accumulate, I64(0)), old, loop)
     builder.position_at_end(old)
     before = [vectors.load(vectors.at(below[i], across[j]), masks[j]) for i, j in cells]
     builder.branch(loop)

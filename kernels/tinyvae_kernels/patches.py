@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._cuda import launch_gather
-from ._dispatch import as_array, check_dout, check_floats, contiguous, empty, jit, jit_rows, select
+from ._dispatch import as_array, check_dout, check_floats, contiguous, empty, jit_rows, select
 
 
 class Geometry(NamedTuple):
@@ -129,33 +129,6 @@ def col2im_backward(dout: Any, saved: tuple, *, out: Any = None) -> tuple:
     dpatches = _target(out, (batch * g.P * g.Q, g.R * g.S * g.C), dx)
     select(dx, _im2col_numpy, _im2col_numba, _im2col_cuda)(dx, dpatches, g)
     return (dpatches,)
-
-
-# ----------------------------------------------------------------------------------- two axes
-def swap_axes(x: Any, *, out: Any = None) -> Any:
-    """(M, N, C) -> (N, M, C), copied: a transposed filter, (R*S, C, O) -> (C, R*S, O).
-
-    out: where it shall go, by default in new memory.
-    """
-    (x,) = check_floats(x=x)
-    if x.ndim != 3:
-        raise ValueError(f"x must have three axes, got shape {x.shape}")
-    M, N, C = x.shape
-    swapped = _target(out, (N, M, C), x)
-    select(x, _swap_axes_numpy, _swap_axes_numba, _swap_axes_numpy)(swapped, contiguous(x))
-    return swapped
-
-
-def _swap_axes_numpy(swapped, x):  # on a GPU CuPy copies
-    swapped[...] = x.transpose(1, 0, 2)
-
-
-@jit
-def _swap_axes_numba(swapped, x):
-    for j in range(x.shape[1]):
-        for i in range(x.shape[0]):
-            for c in range(x.shape[2]):
-                swapped[j, i, c] = x[i, j, c]
 
 
 def _target(out: Any, shape: tuple[int, ...], like: Any) -> Any:

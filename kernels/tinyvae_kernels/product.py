@@ -7,6 +7,8 @@ The left factor is read as it lies, transposed or not.  A transposed right facto
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +17,7 @@ from . import _math
 from ._cublas import is_readable
 from ._cuda import Accelerator
 from ._dispatch import check_floats, contiguous, device_of, empty, jit, jit_rows, select
+from ._program import Call, Program
 
 
 def product(a: Any, b: Any, out: Any, *, accumulate: bool = False) -> Any:
@@ -43,10 +46,8 @@ def _product_numpy(a, b, out, accumulate):
 
 def _product_tiles(a, b, out, accumulate):
     if b.shape[1] > 1 and b.strides[1] != b.itemsize:
-        copy = empty(b.shape, b)
-        transpose(b.T, copy)
-        b = copy
-    _product_numba(out, a, b, int(accumulate))
+        b = transpose(b.T, empty(b.shape, b))
+    _product_numba(out, a, b, int(accumulate), tiles(out.dtype))
 
 
 # Rows of a and rows of b in one go: four vectors of each of b's fill an eighth of a 1 MB cache.
@@ -55,21 +56,21 @@ ROWS, DEPTH = 480, 512
 
 # A row of out is the same to the bit whatever the number of rows, and so of threads.
 @jit_rows.sharing("b", each=1)
-def _product_numba(out, a, b, accumulate):
-    N, K = a.shape
+def _product_numba(out, a, b, accumulate, tiles):
+    (N, K), M = a.shape, b.shape[1]
     if K == 0 and accumulate == 0:
         out[:] = 0
     rows = np.arange(min(N, ROWS)) * a.strides[0]
     below = np.arange(min(N, ROWS)) * out.strides[0]
     steps = np.arange(min(K, DEPTH)) * a.strides[1]
     for k in range(0, K, DEPTH):
-        depth = min(DEPTH, K - k)
         for i in range(0, N, ROWS):
-            some = min(ROWS, N - i)
-            _math.tiles(
-                a.ctypes.data + i * a.strides[0] + k * a.strides[1], rows[:some], steps[:depth],
-                b[k : k + depth],
-                out.ctypes.data + i * out.strides[0], below[:some], accumulate != 0 or k > 0,
+            _math.call(
+                tiles, out.dtype.type(0),
+                a.ctypes.data + i * a.strides[0] + k * a.strides[1],
+                rows.ctypes.data, min(ROWS, N - i), steps.ctypes.data, min(DEPTH, K - k),
+                b.ctypes.data + k * b.strides[0], b.strides[0], M,
+                out.ctypes.data + i * out.strides[0], below.ctypes.data, max(accumulate, k),
             )  # fmt: skip
 
 
@@ -84,27 +85,68 @@ def _product_cuda(a, b, out, accumulate):
         device.cublas().product(a, b, out, accumulate)
 
 
-def transpose(a: np.ndarray, out: np.ndarray) -> None:
-    """out = a^T.  a: (N, M), out: (M, N), C order."""
-    select(out, _transpose_numpy, _transpose_numba, _transpose_numpy)(a, out)
+@functools.cache
+def tiles(dtype: np.dtype) -> int:
+    """Where the machine code of `_tiles_numba` for numbers of this type begins.
+
+    Called by address: it is compiled once, and not once more into every kernel that multiplies.
+    """
+    from ._numba import address
+
+    return address(_tiles_numba.dispatcher(), (dtype.type(0), *[0] * 11))
+
+
+@jit
+def _tiles_numba(number, a, rows, N, steps, K, b, down, M, c, out, accumulate):
+    _math.tiles(number, a, rows, N, steps, K, b, down, M, c, out, accumulate)
+
+
+def only_product(program: Program, out: np.ndarray) -> Call | None:
+    """The call out = a b, if it is all that a program does with out: kernel, (out, a, b, ...)."""
+    calls = [c for c in program.calls if any(np.may_share_memory(x, out) for x in _arrays(c[1]))]
+    if len(calls) != 1:
+        return None
+    kernel, args = calls[0]
+    return calls[0] if kernel is _product_numba and args[0] is out and args[3] == 0 else None
+
+
+def _arrays(args: tuple) -> Iterator[np.ndarray]:
+    for value in args:
+        if isinstance(value, np.ndarray):
+            yield value
+        elif isinstance(value, tuple):
+            yield from _arrays(value)
+
+
+def transpose(a: Any, out: Any) -> Any:
+    """out = a^T, or that of each of several matrices; returns out.
+
+    a: (..., N, M); out: (..., M, N), C-contiguous.
+    """
+    if out.size:
+        select(out, _transpose_numpy, _transpose_numba, _transpose_numpy)(
+            a.reshape(-1, *a.shape[-2:]), out.reshape(-1, *out.shape[-2:])
+        )
+    return out
 
 
 def _transpose_numpy(a, out):
-    out[...] = a.T
+    out[...] = a.swapaxes(1, 2)
 
 
 @jit
 def _transpose_numba(a, out):
-    N, M = a.shape
+    L, N, M = a.shape
     side = _math.square(a)
-    N0 = N - N % side if a.strides[1] == a.itemsize else 0
+    N0 = N - N % side if a.strides[2] == a.itemsize else 0
     M0 = M - M % side
-    for i in range(0, N0, side):
-        for j in range(0, M0, side):
-            _math.transpose_square(a, out, i, j)
-        for j in range(M0, M):
-            for k in range(i, i + side):
-                out[j, k] = a[k, j]
-    for i in range(N0, N):
-        for j in range(M):
-            out[j, i] = a[i, j]
+    for n in range(L):
+        for i in range(0, N0, side):
+            for j in range(0, M0, side):
+                _math.transpose_square(a[n], out[n], i, j)
+            for j in range(M0, M):
+                for k in range(i, i + side):
+                    out[n, j, k] = a[n, k, j]
+        for i in range(N0, N):
+            for j in range(M):
+                out[n, j, i] = a[n, i, j]

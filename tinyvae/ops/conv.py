@@ -1,54 +1,21 @@
-"""Convolution and its transpose, as patches and one matrix product.
+"""Convolution and its transpose, made of three products with the patches of images.
 
 Sizes: B batch, H W image, C input channels, R S filter, O output channels, P Q output image.
 Images are channels-last (B, H, W, C); weights are (R, S, C, O), for the transposed one too.
-Both ops are a matrix product between `im2col` / `col2im` of tinyvae_kernels, where the formulas of
-the sizes stand; one is the other's adjoint.
-
-The batch is done a few images at a time, and the patches are made again in the backward pass: they
-stay in the cache, and 16 times the image is never in memory at once.
+`correlate`, `correlate_by` and `spread` of tinyvae_kernels say what they compute in terms of im2col
+and col2im, where the formulas of the sizes stand; a convolution and its transpose are adjoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from tinyvae_kernels import (
-    Geometry,
-    col2im_backward,
-    col2im_forward,
-    empty,
-    geometry,
-    im2col_backward,
-    im2col_forward,
-    product,
-    scratch,
-    swap_axes,
-)
+from tinyvae_kernels import correlate, correlate_by, empty, geometry, spread, transpose
 
-from .. import devices
 from ..tensor import differentiable
 from .dense import activate, activate_backward, promoted
-
-# Numbers in the patches of one part: 1 MB of float32, about a core's second-level cache.  On an
-# EPYC a conv VAE's step (B = 128, one thread) takes 56.5 ms with it and 60.2 without parts.
-PART = 2**18
-PART_ON_GPU = 2**26  # 256 MB of float32: the fewer products the better, as long as there is memory
-
-
-def _parts(x: Any, g: Geometry) -> Iterator[slice]:
-    """Slices of x's batch whose patches hold about PART numbers."""
-    part = PART_ON_GPU if devices.is_device_array(x) else PART
-    step = max(1, part // max(1, g.P * g.Q * g.R * g.S * g.C))
-    return (slice(start, start + step) for start in range(0, len(x), step))
-
-
-def _patches(x: Any, g: Geometry) -> Any:
-    """Memory for the patches of some images, used again by the next part."""
-    return scratch((len(x) * g.P * g.Q, g.R * g.S * g.C), x)
 
 
 def _check(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> None:
@@ -83,21 +50,12 @@ def conv2d_forward(
     """
     _check(x, weight, bias)
     x, weight, bias = promoted(x, weight, bias)
-    R, S, C, O = weight.shape  # noqa: E741
-    options: dict[str, Any] = {
-        "kernel": (R, S),
-        "stride": stride,
-        "padding": padding,
-        "dilation": dilation,
-    }
-    g = geometry(x.shape[1:], **options)
-    matrix = weight.reshape(R * S * C, O)
+    R, S, _, O = weight.shape  # noqa: E741
+    g = geometry(x.shape[1:], (R, S), stride, padding, dilation)
     y = empty((len(x), g.P, g.Q, O), x)
-    for part in _parts(x, g):
-        patches, _ = im2col_forward(x[part], **options, out=_patches(x[part], g))
-        product(patches, matrix, y[part].reshape(-1, O))  # (b, P, Q, O) -> (b*P*Q, O), a view
+    correlate(x, weight.reshape(-1, O), g, y.reshape(-1, O))  # (B, P, Q, O) -> (B*P*Q, O)
     y, kept = activate(y, bias, activation)
-    return y, (x, weight, g, options, kept)
+    return y, (x, weight, g, kept)
 
 
 def conv2d_backward(dout: np.ndarray, saved: tuple, *, needs: tuple = (True, True, True)) -> tuple:
@@ -105,21 +63,13 @@ def conv2d_backward(dout: np.ndarray, saved: tuple, *, needs: tuple = (True, Tru
 
     dout: dy (B, P, Q, O).  Returns dx (B, H, W, C), dweight (R, S, C, O), dbias (O,) or None.
     """
-    x, weight, g, options, kept = saved
+    x, weight, g, kept = saved
+    O = weight.shape[3]  # noqa: E741
     du, dbias = activate_backward(dout, kept)
-    matrix = weight.reshape(-1, weight.shape[3])  # (R, S, C, O) -> (R*S*C, O)
+    rows = du.reshape(-1, O)  # (B, P, Q, O) -> (B*P*Q, O)
     dweight = empty(weight.shape, weight)
-    dmatrix = dweight.reshape(matrix.shape)
-    dx = empty(x.shape, x) if needs[0] else None
-    for i, part in enumerate(_parts(x, g)):
-        patches, shapes = im2col_forward(x[part], **options, out=_patches(x[part], g))
-        du_part = du[part].reshape(-1, weight.shape[3])  # (b, P, Q, O) -> (b*P*Q, O)
-        product(patches.T, du_part, dmatrix, accumulate=i > 0)
-        if dx is not None:
-            product(du_part, matrix.T, patches)  # patches are not needed any more
-            im2col_backward(patches, shapes, out=dx[part])
-    if not len(x):
-        dweight.fill(0)
+    correlate_by(x, rows, g, dweight.reshape(-1, O))
+    dx = spread(rows, weight.reshape(-1, O), g, empty(x.shape, x)) if needs[0] else None
     return dx, dweight, dbias
 
 
@@ -160,14 +110,10 @@ def conv_transpose2d_forward(
             f"output_size {(P, Q)} does not belong to an input of {H}x{W}: the smallest that does "
             f"is {smallest}, the largest {stride - 1} more each way"
         )
-    y = empty((B, P, Q, O), x)
-    matrix = swap_axes(weight.reshape(R * S, C, O)).reshape(C, R * S * O)
-    for part in _parts(x, g):
-        rows = x[part].reshape(-1, C)  # (b, H, W, C) -> (b*H*W, C)
-        patches = product(rows, matrix, scratch((len(rows), R * S * O), x))
-        col2im_forward(patches, batch=len(x[part]), geometry=g, out=y[part])
+    w = transpose(weight, empty((R, S, O, C), x)).reshape(-1, C)  # (R*S*O, C)
+    y = spread(x.reshape(-1, C), w, g, empty((B, P, Q, O), x))
     y, kept = activate(y, bias, activation)
-    return y, (x, matrix, weight.shape, g, kept)
+    return y, (x, w, weight.shape, g, kept)
 
 
 def conv_transpose2d_backward(
@@ -177,21 +123,14 @@ def conv_transpose2d_backward(
 
     dout: dy (B, P, Q, O).  Returns dx (B, H, W, C), dweight (R, S, C, O), dbias (O,) or None.
     """
-    x, matrix, (R, S, C, O), g, kept = saved  # noqa: E741
+    x, w, (R, S, C, O), g, kept = saved  # noqa: E741
     du, dbias = activate_backward(dout, kept)
-    dmatrix = empty(matrix.shape, matrix)
-    dx = empty(x.shape, x) if needs[0] else None
-    for i, part in enumerate(_parts(x, g)):
-        rows = x[part].reshape(-1, C)  # (b, H, W, C) -> (b*H*W, C)
-        patches = scratch((len(rows), R * S * O), x)
-        (dpatches,) = col2im_backward(du[part], (g, len(x[part])), out=patches)
-        product(rows.T, dpatches, dmatrix, accumulate=i > 0)
-        if dx is not None:
-            product(dpatches, matrix.T, dx[part].reshape(-1, C))
-    if not len(x):
-        dmatrix.fill(0)
-    dweight = empty((R, S, C, O), x)
-    swap_axes(dmatrix.reshape(C, R * S, O), out=dweight.reshape(R * S, C, O))
+    dw = correlate_by(du, x.reshape(-1, C), g, empty(w.shape, w))
+    dweight = transpose(dw.reshape(R, S, O, C), empty((R, S, C, O), w))
+    dx = None
+    if needs[0]:
+        dx = empty(x.shape, x)
+        correlate(du, w, g, dx.reshape(-1, C))
     return dx, dweight, dbias
 
 
