@@ -17,6 +17,7 @@ from tinyvae.batches import Rows
 from tinyvae.devices import _warn
 from tinyvae.models import networks, vae
 from tinyvae.ops.noise import Stream
+from tinyvae_kernels import convolution
 
 TINY = {
     "latent_dim": 3, "hidden": (6,), "channels": (2, 3), "image_shape": (8, 8, 1), "batch_size": 6,
@@ -190,8 +191,8 @@ def test_indices_may_lie_on_either_device(gpu, rng):
 def test_a_large_batch_is_convolved_in_fewer_parts(gpu):
     x = np.zeros((3, 64, 64, 4), np.float32)
     g = ops.conv_geometry(x.shape[1:], (4, 4))
-    assert len([*ops.conv._parts(x, g)]) == 3
-    assert len([*ops.conv._parts(devices.move(x, "cuda"), g)]) == 1
+    assert len([*convolution._parts(x, g)]) == 3
+    assert len([*convolution._parts(devices.move(x, "cuda"), g)]) == 1
 
 
 # -------------------------------------------------------------------------------------- the network
