@@ -189,6 +189,24 @@ def test_elbo_is_nll_and_kl(likelihood, rng):
 
 
 @pytest.mark.parametrize("likelihood", ALL, ids=str)
+def test_iwae_loss_is_log_mean_exp_of_nll_and_log_ratio(likelihood, rng):
+    """In one pass or op by op; what is missing counts in neither."""
+    K, (B, *row) = 4, SHAPE
+    output, x = output_for(likelihood, rng, (B * K, *row)), data_for(likelihood, rng)
+    log_ratio, wide = rng.normal(size=(B, K)), np.repeat(x, K, axis=0)
+    for mask in (None, rng.random(SHAPE) < 0.6):
+        wide_mask = None if mask is None else np.repeat(mask, K, axis=0)
+        nll = likelihood.nll(output, wide, wide_mask).data.reshape(B, K)
+        bound = np.logaddexp.reduce(-nll - 0.7 * log_ratio, axis=1) - np.log(K)
+        loss = likelihood.iwae_loss(output, x, log_ratio, beta=0.7, batch=9, mask=mask)
+        np.testing.assert_allclose(loss.item(), -bound.sum() / 9, rtol=1e-10)
+        np.testing.assert_allclose(loss.saved.elbo, bound, rtol=1e-10)
+        np.testing.assert_allclose(loss.saved.nll, nll.mean(axis=1), rtol=1e-10)
+        np.testing.assert_allclose(loss.saved.kl, log_ratio.mean(axis=1), rtol=1e-10)
+        np.testing.assert_allclose(loss.saved.weights.sum(axis=1), 1, rtol=1e-10)
+
+
+@pytest.mark.parametrize("likelihood", ALL, ids=str)
 def test_gradients_reach_the_output(likelihood, rng):
     x = data_for(likelihood, rng)
     mask = rng.random(x.shape) < 0.7

@@ -76,13 +76,17 @@ def test_where_passes_each_gradient_to_the_array_that_was_taken():
     np.testing.assert_array_equal(b.grad, [320])
 
 
-def test_a_rate_written_after_the_forward_scales_the_gradient():
-    x, rate = Tensor(np.ones((3, 2)), True), np.ones((3, 1))
-    out = ops.scale_gradient(x, rate) * 2.0
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("rate", [0.5, [1.0, 0.5, 0.0], [[1.0, 2.0], [0.5, 4.0], [0.0, 8.0]]])
+def test_a_rate_scales_the_gradient_of_its_axes(rate, late, rng):
+    x, rate, dout = Tensor(np.ones((3, 2)), True), np.array(rate), rng.normal(size=(3, 2))
+    found: list = []
+    out = ops.scale_gradient(x, (lambda: found[0]) if late else rate) * 2.0
     np.testing.assert_array_equal(out.data, 2)
-    rate[:] = [[1], [0.5], [0]]
-    out.backward(np.ones((3, 2)))
-    np.testing.assert_array_equal(x.grad, [[2, 2], [1, 1], [0, 0]])
+    found.append(rate)  # known after the forward
+    out.backward(dout)
+    wide = rate.reshape(rate.shape + (1,) * (2 - rate.ndim))
+    np.testing.assert_array_equal(x.grad, 2 * dout * wide)
 
 
 def test_kinks_have_the_gradient_of_their_docstring():

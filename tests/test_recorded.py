@@ -15,13 +15,14 @@ from tinyvae import (
     devices,
     likelihoods,
     nn,
+    objectives,
     ops,
     optim,
     parallel,
     recorded,
     schedules,
     train,
-)  # fmt: skip
+)
 from tinyvae.batches import Batch
 from tinyvae.models import vae
 from tinyvae.ops.noise import Stream
@@ -79,6 +80,35 @@ def test_every_activation_can_be_recorded(activation):
     found, states = trained(network_of("mlp", activation, free_bits=0.1), clip_norm=0.5)
     network = network_of("mlp", activation, free_bits=0.1)
     expected, _ = trained(network, recorded=False, clip_norm=0.5)
+    assert states == ["ready"]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def iwae_of(gradient="iwae", dtype=np.float32, likelihood=None, samples=5):
+    """The same networks, trained on the importance-weighted bound."""
+    made = network_of("mlp", dtype=dtype, likelihood=likelihood)
+    return vae.IWAENetwork(
+        made.encoder, made.decoder, 3, samples=samples, gradient=gradient, likelihood=likelihood
+    )
+
+
+@pytest.mark.parametrize("gradient", objectives.GRADIENTS)
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_importance_weighted_steps_are_recorded(gradient, dtype, shards, monkeypatch):
+    monkeypatch.setattr(train, "shard_count", lambda network, size: shards)
+    expected, _ = trained(iwae_of(gradient, dtype), recorded=False)
+    found, states = trained(iwae_of(gradient, dtype))
+    assert states == ["ready"]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("likelihood", [likelihoods.Gaussian(), likelihoods.CrossEntropy()])
+def test_importance_weighted_steps_of_other_likelihoods(likelihood):
+    found, states = trained(iwae_of(likelihood=likelihood))
+    expected, _ = trained(iwae_of(likelihood=likelihood), recorded=False)
     assert states == ["ready"]
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)

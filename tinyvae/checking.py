@@ -121,6 +121,11 @@ def _elbo_case(rng: Any, parameters: int, x: Any, **options: Any) -> Case:
     return (*given, Tensor(x), _normal(rng, 5, 3), _normal(rng, 5, 3)), free
 
 
+def _iwae_case(rng: Any, parameters: int, x: Any, **options: Any) -> Case:
+    given = tuple(_normal(rng, 5 * 4, 7) for _ in range(parameters))
+    return (*given, Tensor(x), _normal(rng, 5, 4)), {"beta": 1.7} | options
+
+
 CASES: dict[str, Callable[[Any], Case]] = {
     "add": lambda rng: ((_normal(rng, 3, 4), _normal(rng, 4)), {}),
     "sub": lambda rng: ((_normal(rng, 3, 1), _normal(rng, 3, 4)), {}),
@@ -144,7 +149,7 @@ CASES: dict[str, Callable[[Any], Case]] = {
     "sigmoid": lambda rng: ((_normal(rng, 3, 4),), {}),
     "softplus": lambda rng: ((_normal(rng, 3, 4),), {}),
     "clip": lambda rng: ((_away_from_zero(rng, 3, 4),), {"low": 0.0, "high": 1e3}),
-    "scale_gradient": lambda rng: ((_normal(rng, 3, 4), Tensor(np.ones((3, 1)))), {}),
+    "scale_gradient": lambda rng: ((_normal(rng, 3, 4), Tensor(np.ones(3))), {}),
     "where": lambda rng: ((_bits(rng, 3, 4) > 0, _normal(rng, 3, 4), _normal(rng, 4)), {}),
     "sum": lambda rng: ((_normal(rng, 3, 4, 2),), {"axis": (0, 2)}),
     "mean": lambda rng: ((_normal(rng, 3, 4),), {"axis": 1, "keepdims": True}),
@@ -214,6 +219,17 @@ CASES: dict[str, Callable[[Any], Case]] = {
     "mixture_log_prob": lambda rng: (_gaussians(rng, 4), {}),
     "mixture_marginal_log_prob": lambda rng: (_gaussians(rng, 5, 4), {}),
     "log_mean_exp": lambda rng: ((_normal(rng, 5, 4),), {}),
+    "reparameterize_samples": lambda rng: (
+        (_normal(rng, 5, 3), _normal(rng, 5, 3), Tensor(_normal(rng, 5, 4, 3))),
+        {},
+    ),
+    "gaussian_log_ratio": lambda rng: (
+        (_normal(rng, 5, 4, 3), _normal(rng, 5, 3), Tensor(_normal(rng, 5, 4, 3))),
+        {},
+    ),
+    "bernoulli_iwae": lambda rng: _iwae_case(rng, 1, _bits(rng, 5, 7)),
+    "gaussian_iwae": lambda rng: _iwae_case(rng, 2, _normal(rng, 5, 7)),
+    "gaussian_fixed_iwae": lambda rng: _iwae_case(rng, 1, _normal(rng, 5, 7), variance=0.3),
     "bias_activation": lambda rng: (
         (_normal(rng, 5, 3, 4), _normal(rng, 4)),
         {"activation": "silu"},

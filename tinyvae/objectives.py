@@ -235,38 +235,45 @@ class Samples(NamedTuple):
     log_ratio: Tensor
 
 
-def samples(
-    network: Any,
-    x: Any,
-    posterior: tuple,
-    eps: Any,
-    *,
-    still: bool = False,
-    rate: Any = None,
-    mask: Any = None,
-) -> Samples:
+def samples(network: Any, x: Any, posterior: tuple, eps: Any, *, mask: Any = None) -> Samples:
     """Draw z ~ q(z | x), pass it through the flow if there is one, and decode it.
 
+    network, posterior, eps: as in latent_samples(), with likelihood and decode; mask: like x, 1
+    where it is observed.
+    """
+    z, log_ratio = latent_samples(network, posterior, eps)
+    x, mask = (None if a is None else np.repeat(a, eps.shape[1], axis=0) for a in (x, mask))
+    nll = network.likelihood.nll(network.decode(z), x, mask)
+    return Samples(ops.reshape(nll, log_ratio.shape), log_ratio)
+
+
+def latent_samples(
+    network: Any, posterior: tuple, eps: Any, *, still: bool = False, rate: Any = None
+) -> tuple[Tensor, Tensor]:
+    """z ~ q(z | x), after the flow if there is one, (B L, Z); and their log_ratio (B, L).
+
     log q(z | x) = log N(z0; mu, sigma^2) - logdet,  z = flow(z0)      Rezende, Mohamed 2015, eq. 5
-    network: has prior, flow (or None), likelihood and decode; posterior: mu, logvar (B, Z), and the
-    flow's context; eps: (B, L, Z).
+    network: has prior and flow (or None); posterior: mu, logvar (B, Z), and the flow's context;
+    eps: (B, L, Z).
     still: take mu and logvar in log q for constants, so that its gradient comes by z alone.
-    rate: (B L, 1), factors of the gradient that comes by z.  mask: like x, 1 where it is observed.
+    rate: a function that gives factors (B, L) of the gradient that comes by z, when it comes.
     """
     B, L, Z = eps.shape
-    mu, logvar, *context = (_repeated(tensor, L) for tensor in posterior)
-    z = ops.reparameterize(mu, logvar, eps.reshape(B * L, Z))
+    mu, logvar, *_ = posterior
+    z = ops.reparameterize_samples(mu, logvar, eps)
     if rate is not None:
         z = ops.scale_gradient(z, rate)
-    q = (mu.detach(), logvar.detach()) if still else (mu, logvar)
-    log_q = gaussian_log_prob(z, *q)
+    if network.flow is None:
+        log_ratio = network.prior.log_ratio(z, logvar, eps, still=still)
+        if log_ratio is not None:
+            return ops.reshape(z, (B * L, Z)), log_ratio
+    z = ops.reshape(z, (B * L, Z))
+    mu, logvar, *context = (_repeated(tensor, L) for tensor in posterior)
+    log_q = gaussian_log_prob(z, *((mu.detach(), logvar.detach()) if still else (mu, logvar)))
     if network.flow is not None:
         z, logdet = network.flow.forward(z, *context)
         log_q = log_q - logdet
-    x, mask = (None if a is None else np.repeat(a, L, axis=0) for a in (x, mask))
-    nll = network.likelihood.nll(network.decode(z), x, mask)
-    log_ratio = log_q - network.prior.log_prob(z)
-    return Samples(ops.reshape(nll, (B, L)), ops.reshape(log_ratio, (B, L)))
+    return z, ops.reshape(log_q - network.prior.log_prob(z), (B, L))
 
 
 def _repeated(tensor: Tensor, times: int) -> Tensor:
@@ -330,13 +337,11 @@ def iwae(
     """
     if gradient not in GRADIENTS:
         raise unknown("gradient", gradient, GRADIENTS)
-    B, K, _ = eps.shape
-    rate = np.ones_like(eps, shape=(B * K, 1)) if gradient == "dreg" else None
-    still = gradient != "iwae"
-    nll, log_ratio = samples(network, x, posterior, eps, still=still, rate=rate, mask=mask)
-    bound = ops.log_mean_exp(-nll - beta * log_ratio)
-    if rate is not None:
-        rate[:] = bound.saved.weights.reshape(B * K, 1)
-    loss = ops.sum(bound) * (-1 / (batch or B))
-    log = {"bound": bound.data}
-    return Terms(loss, nll.data.mean(axis=1), log_ratio.data.mean(axis=1), bound.data, log)
+    loss: Tensor
+    rate = (lambda: loss.saved.weights) if gradient == "dreg" else None  # known after z
+    z, log_ratio = latent_samples(network, posterior, eps, still=gradient != "iwae", rate=rate)
+    loss = network.likelihood.iwae_loss(
+        network.decode(z), x, log_ratio, beta=beta, batch=batch or len(x), mask=mask
+    )
+    saved = loss.saved
+    return Terms(loss, saved.nll, saved.kl, saved.elbo, {"bound": saved.elbo})

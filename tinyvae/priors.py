@@ -40,6 +40,13 @@ class Prior(Module):
         """KL(N(mu, e^logvar) || p) of each row, (B,) nats; None where no closed form is known."""
         return None
 
+    def log_ratio(self, z: Tensor, logvar: Tensor, eps: Any, *, still: bool) -> Tensor | None:
+        """log N(z; mu, e^logvar) - log p(z) of z = mu + sigma eps, (B, K) nats, if it has a kernel.
+
+        z, eps: (B, K, Z); logvar: (B, Z); still: see ops.gaussian_log_ratio.
+        """
+        return None
+
 
 class StandardNormal(Prior):
     """N(0, I)."""
@@ -58,6 +65,10 @@ class StandardNormal(Prior):
     def kl(self, mu: Tensor, logvar: Tensor) -> Tensor:
         """Kingma and Welling 2014, appendix B."""
         return ops.gaussian_kl(mu, logvar)
+
+    def log_ratio(self, z: Tensor, logvar: Tensor, eps: Any, *, still: bool) -> Tensor:
+        """1/2 sum_j z_j^2 - eps_j^2 - logvar_j."""
+        return ops.gaussian_log_ratio(z, logvar, eps, still=still)
 
 
 class LearnedGaussian(Prior):

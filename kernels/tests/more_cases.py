@@ -56,6 +56,41 @@ def _log_mean_exp(rng: np.random.Generator, B: int, D: int) -> Case:
     return Case((_logits(rng, B, max(D, 1)),))
 
 
+def _samples(rng: np.random.Generator, B: int, D: int) -> Case:
+    """mu, logvar (B, Z) and eps (B, K, Z)."""
+    K, logvar = 1 + D % 3, np.where(rng.random((B, D)) < 0.25, 20, 1) * rng.uniform(-1, 1, (B, D))
+    return Case((rng.standard_normal((B, D)), logvar, rng.standard_normal((B, K, D))), data=(2,))
+
+
+def _log_ratio(rng: np.random.Generator, B: int, D: int) -> Case:
+    """Samples of a posterior near the prior, as they are where cancellation would show."""
+    K, logvar = 1 + D % 3, 0.1 * rng.standard_normal((B, D))
+    eps = rng.standard_normal((B, K, D))
+    z = 0.1 * rng.standard_normal((B, 1, D)) + np.exp(logvar / 2)[:, None] * eps
+    return Case((z, logvar, eps), {"still": False}, data=(2,))
+
+
+def _iwae(rng: np.random.Generator, B: int, D: int, parameters: int, **options: Any) -> Case:
+    """Gaussians near x, for a weight's relative error is the absolute one of a sum over the row."""
+    K = 2 + D % 2 if D < 65 else 1
+    x = rng.standard_normal((B, D))
+    given = [np.repeat(x, K, axis=0) + 0.3 * rng.standard_normal((B * K, D))]
+    given += [0.3 * rng.standard_normal((B * K, D)) for _ in range(parameters - 1)]
+    arrays = (*given, x, 5 + rng.standard_normal((B, K)))  # 5: no bound lies near 0
+    return Case(arrays, {"beta": 0.7} | options, data=(parameters,))
+
+
+def _bernoulli_iwae(rng: np.random.Generator, B: int, D: int) -> Case:
+    """Large logits have the sign that x asks for."""
+    case = _iwae(rng, B, D, 1)
+    log_ratio = case.arrays[2]
+    logits = _logits(rng, B, D)
+    x = np.where(np.abs(logits) > 3, logits > 0, rng.random((B, D)) < 0.5).astype(np.float64)
+    logits = np.repeat(logits, log_ratio.shape[1], axis=0)
+    logits += 0.1 * rng.standard_normal(logits.shape)
+    return case._replace(arrays=(logits, x, log_ratio))
+
+
 def _mixture(rng: np.random.Generator, B: int, D: int) -> Case:
     """Weights for all rows, or of each row's own; means some apart, so that none has all."""
     K, Z = max(D, 1), min(D, 9)
@@ -79,6 +114,11 @@ CASES: dict[str, Callable[[np.random.Generator, int, int], Case]] = {
     "beta_nll": _beta,
     "logistic_mixture_nll": _logistic_mixture,
     "log_mean_exp": _log_mean_exp,
+    "reparameterize_samples": _samples,
+    "gaussian_log_ratio": _log_ratio,
+    "bernoulli_iwae": _bernoulli_iwae,
+    "gaussian_iwae": lambda rng, B, D: _iwae(rng, B, D, 2),
+    "gaussian_fixed_iwae": lambda rng, B, D: _iwae(rng, B, D, 1, variance=0.3),
     "mixture_log_prob": _mixture,
     "mixture_marginal_log_prob": _mixture,
     "nearest_code": _nearest_code,
@@ -127,6 +167,32 @@ def log_mean_exps(draw: Draw) -> Case:
 
 
 @st.composite
+def samples(draw: Draw) -> Case:
+    rng, B, K, Z = _rng(draw), draw(SIZES), draw(st.integers(1, 4)), draw(SIZES)
+    return Case((*rng.standard_normal((2, B, Z)), rng.standard_normal((B, K, Z))), data=(2,))
+
+
+@st.composite
+def log_ratios(draw: Draw) -> Case:
+    """With q still it is not the derivative (test_samples.py)."""
+    rng, B, K, Z = _rng(draw), draw(SIZES), draw(st.integers(1, 4)), draw(SIZES)
+    z, eps = rng.standard_normal((2, B, K, Z))
+    return Case((z, rng.standard_normal((B, Z)), eps), data=(2,))
+
+
+@st.composite
+def iwaes(draw: Draw, parameters: int, bits: bool = False, **options: Any) -> Case:
+    """Parameters (B K, ...), x (B, ...), log_ratio (B, K)."""
+    rng, B, K = _rng(draw), draw(SIZES), draw(st.integers(1, 4))
+    row = draw(hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=3))
+    x = rng.integers(0, 2, (B, *row)) * 1.0 if bits else rng.standard_normal((B, *row))
+    given = rng.standard_normal((parameters, B * K, *row))
+    chosen = {name: draw(strategy) for name, strategy in options.items()}
+    chosen["beta"] = draw(st.sampled_from([0.0, 0.3, 1.0, 4.0]))
+    return Case((*given, x, rng.standard_normal((B, K))), chosen, data=(parameters,))
+
+
+@st.composite
 def mixtures(draw: Draw) -> Case:
     rng, B, K, Z = _rng(draw), draw(SIZES), draw(st.integers(1, 5)), draw(SIZES)
     log_weights = rng.standard_normal(draw(st.sampled_from([(K,), (B, K)])))
@@ -153,6 +219,11 @@ STRATEGIES: dict[str, st.SearchStrategy[Case]] = {
     "beta_nll": betas(),
     "logistic_mixture_nll": logistic_mixtures(),
     "log_mean_exp": log_mean_exps(),
+    "reparameterize_samples": samples(),
+    "gaussian_log_ratio": log_ratios(),
+    "bernoulli_iwae": iwaes(1, bits=True),
+    "gaussian_iwae": iwaes(2),
+    "gaussian_fixed_iwae": iwaes(1, variance=st.sampled_from([0.1, 1.0, 3.0])),
     "mixture_log_prob": mixtures(),
     "mixture_marginal_log_prob": mixtures(),
     "nearest_code": nearest_codes(),

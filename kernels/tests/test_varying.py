@@ -55,6 +55,18 @@ def test_an_elbo_with_beta_in_memory(name, dtype, gpu, rng):
         np.testing.assert_array_equal(varying, plain)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_importance_weighted_bound_with_beta_in_memory(dtype, gpu, rng):
+    logits, x, log_ratio = rng.standard_normal((6, 9)), np.ones((2, 9)), rng.standard_normal((2, 3))
+    arrays = [gpu.xp.asarray(a.astype(dtype)) for a in (logits, x, log_ratio)]
+    found = []
+    for beta in (0.25, gpu.xp.asarray(np.dtype(dtype).type(0.25))):
+        bound, (dlogits, _, dlog_ratio) = kernels.bernoulli_iwae_value_and_grad(*arrays, beta=beta)
+        found.append([a.get() for a in (bound, dlogits, dlog_ratio)])
+    for plain, varying in zip(*found, strict=True):
+        np.testing.assert_array_equal(varying, plain)
+
+
 @pytest.fixture
 def adam(gpu, rng):
     """A step of Adam from the same arrays: what becomes of parameter, m and v."""

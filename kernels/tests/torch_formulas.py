@@ -19,6 +19,9 @@ from tinyvae_kernels.adapters import pytorch as adapter
 LOG_2PI = math.log(2 * math.pi)
 # sums over a batch and patches: PyTorch has sum, and F.unfold and F.fold
 LEFT_OUT = {"total", "gaussian_kl_total", "im2col", "col2im"}
+# arrays of B and of B K rows in one call: the nll and log_mean_exp do the same in two
+LEFT_OUT |= {"reparameterize_samples", "gaussian_log_ratio"}
+LEFT_OUT |= {"bernoulli_iwae", "gaussian_iwae", "gaussian_fixed_iwae"}
 
 
 # ---------------------------------------------------------------------------- plain formulas

@@ -50,6 +50,18 @@ from .gaussian import (
     reparameterize_forward,
 )
 from .importance import ImportanceSaved, log_mean_exp_backward, log_mean_exp_forward
+from .iwae import (
+    IwaeSaved,
+    bernoulli_iwae_backward,
+    bernoulli_iwae_forward,
+    bernoulli_iwae_value_and_grad,
+    gaussian_fixed_iwae_backward,
+    gaussian_fixed_iwae_forward,
+    gaussian_fixed_iwae_value_and_grad,
+    gaussian_iwae_backward,
+    gaussian_iwae_forward,
+    gaussian_iwae_value_and_grad,
+)
 from .likelihood import (
     bernoulli_nll_backward,
     bernoulli_nll_forward,
@@ -80,6 +92,12 @@ from .patches import (
 )
 from .philox import philox_bits, philox_normal, philox_uniform
 from .product import only_product, product, transpose
+from .samples import (
+    gaussian_log_ratio_backward,
+    gaussian_log_ratio_forward,
+    reparameterize_samples_backward,
+    reparameterize_samples_forward,
+)
 from .total import (
     add,
     gaussian_kl_total_backward,
@@ -104,6 +122,11 @@ PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "gaussian_elbo": (gaussian_elbo_forward, gaussian_elbo_backward),
     "gaussian_fixed_elbo": (gaussian_fixed_elbo_forward, gaussian_fixed_elbo_backward),
     "log_mean_exp": (log_mean_exp_forward, log_mean_exp_backward),
+    "reparameterize_samples": (reparameterize_samples_forward, reparameterize_samples_backward),
+    "gaussian_log_ratio": (gaussian_log_ratio_forward, gaussian_log_ratio_backward),
+    "bernoulli_iwae": (bernoulli_iwae_forward, bernoulli_iwae_backward),
+    "gaussian_iwae": (gaussian_iwae_forward, gaussian_iwae_backward),
+    "gaussian_fixed_iwae": (gaussian_fixed_iwae_forward, gaussian_fixed_iwae_backward),
     "mixture_log_prob": (mixture_log_prob_forward, mixture_log_prob_backward),
     "mixture_marginal_log_prob": (
         mixture_marginal_log_prob_forward,
@@ -128,6 +151,7 @@ __all__ = [
     "ElboSaved",
     "Geometry",
     "ImportanceSaved",
+    "IwaeSaved",
     "MixtureSaved",
     "Program",
     "adam_numbers",
@@ -137,6 +161,9 @@ __all__ = [
     "bernoulli_elbo_backward",
     "bernoulli_elbo_forward",
     "bernoulli_elbo_value_and_grad",
+    "bernoulli_iwae_backward",
+    "bernoulli_iwae_forward",
+    "bernoulli_iwae_value_and_grad",
     "bernoulli_nll_backward",
     "bernoulli_nll_forward",
     "bernoulli_nll_value_and_grad",
@@ -163,15 +190,23 @@ __all__ = [
     "gaussian_fixed_elbo_backward",
     "gaussian_fixed_elbo_forward",
     "gaussian_fixed_elbo_value_and_grad",
+    "gaussian_fixed_iwae_backward",
+    "gaussian_fixed_iwae_forward",
+    "gaussian_fixed_iwae_value_and_grad",
     "gaussian_fixed_nll_backward",
     "gaussian_fixed_nll_forward",
     "gaussian_fixed_nll_value_and_grad",
+    "gaussian_iwae_backward",
+    "gaussian_iwae_forward",
+    "gaussian_iwae_value_and_grad",
     "gaussian_kl_backward",
     "gaussian_kl_between_backward",
     "gaussian_kl_between_forward",
     "gaussian_kl_forward",
     "gaussian_kl_total_backward",
     "gaussian_kl_total_forward",
+    "gaussian_log_ratio_backward",
+    "gaussian_log_ratio_forward",
     "gaussian_nll_backward",
     "gaussian_nll_forward",
     "gaussian_nll_value_and_grad",
@@ -202,6 +237,8 @@ __all__ = [
     "release_memory",
     "reparameterize_backward",
     "reparameterize_forward",
+    "reparameterize_samples_backward",
+    "reparameterize_samples_forward",
     "run_programs",
     "scratch",
     "sgd_update",

@@ -123,13 +123,14 @@ def _bernoulli_nll_numba(logits, x, rate, nll, dlogits):
     zero = logits.dtype.type(0)
     for i in range(logits.shape[0]):
         total, scale = zero, rate[i]
+        b = i * x.shape[0] // logits.shape[0]  # i, or the row of x that several rows share
         for j in range(logits.shape[1]):
             l = logits[i, j]  # noqa: E741  (the formula's letter)
             e = exp_negative(-abs(l))  # in (0, 1]: nothing overflows
             log1p_e, r = log1p01_and_inverse(e)
-            total += max(l, zero) - l * x[i, j] + log1p_e
+            total += max(l, zero) - l * x[b, j] + log1p_e
             if dlogits is not None:  # decided when the kernel is compiled, here and below
-                dlogits[i, j] = scale * ((r if l >= zero else e * r) - x[i, j])
+                dlogits[i, j] = scale * ((r if l >= zero else e * r) - x[b, j])
         nll[i] = total
 
 
@@ -183,10 +184,11 @@ def _gaussian_nll_numpy(x_mu, x_logvar, x, rate, nll, dx_mu, dx_logvar):
 def _gaussian_nll_numba(x_mu, x_logvar, x, rate, nll, dx_mu, dx_logvar):
     dtype = x.dtype.type
     zero, half, one, log_2pi = dtype(0), dtype(0.5), dtype(1), dtype(LOG_2PI)
-    for i in range(x.shape[0]):
+    for i in range(x_mu.shape[0]):
         total, scale = zero, rate[i]
+        b = i * x.shape[0] // x_mu.shape[0]
         for j in range(x.shape[1]):
-            a = x_mu[i, j] - x[i, j]
+            a = x_mu[i, j] - x[b, j]
             scaled = a * exp(-x_logvar[i, j])
             square = a * scaled
             total += log_2pi + x_logvar[i, j] + square
@@ -260,10 +262,11 @@ def _gaussian_fixed_nll_numpy(x_mu, x, rate, nll, dx_mu, precision, constant):
 @jit_rows
 def _gaussian_fixed_nll_numba(x_mu, x, rate, nll, dx_mu, precision, constant):
     zero, half = x.dtype.type(0), x.dtype.type(0.5)
-    for i in range(x.shape[0]):
+    for i in range(x_mu.shape[0]):
         total, scale = zero, rate[i] * precision
+        b = i * x.shape[0] // x_mu.shape[0]
         for j in range(x.shape[1]):
-            a = x_mu[i, j] - x[i, j]
+            a = x_mu[i, j] - x[b, j]
             total += constant + precision * a * a
             if dx_mu is not None:
                 dx_mu[i, j] = scale * a

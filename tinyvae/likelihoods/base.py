@@ -38,6 +38,15 @@ class Terms(NamedTuple):
     kl: Any
 
 
+class Importance(NamedTuple):
+    """An importance-weighted bound and its terms, (B,) nats, and the weights (B, K)."""
+
+    elbo: Any
+    nll: Any
+    kl: Any
+    weights: Any
+
+
 class Likelihood:
     """p(x | z) from a decoder's raw output.  Subclasses are frozen dataclasses: settings, no state.
 
@@ -143,6 +152,31 @@ class Likelihood:
         bound = self.elbo(output, x, mu, logvar, **weights)
         loss = ops.sum(bound) * (-1.0 / batch)
         loss.saved = Terms(bound.data, bound.saved.nll, bound.saved.kl)
+        return loss
+
+    def iwae_loss(
+        self,
+        output: Any,
+        x: Any,
+        log_ratio: Any,
+        *,
+        batch: int,
+        beta: float = 1.0,
+        mask: Any = None,
+    ) -> Tensor:
+        """The negative importance-weighted bound over `batch`, a single number.
+
+        bound = log 1/K sum_k exp(log p(x | z_k) - beta log_ratio_k)      Burda et al. 2016, eq. 8
+        output: (B K, ...), the samples of a row one after the other; x: (B, ...); log_ratio:
+        (B, K), log q(z | x) - log p(z).  In `.saved`: elbo, the bound, (B,); nll and kl, (B,),
+        means over the samples; weights (B, K), which sum to one.
+        """
+        x, mask = (None if a is None else np.repeat(a, log_ratio.shape[1], 0) for a in (x, mask))
+        nll = ops.reshape(self.nll(output, x, mask), log_ratio.shape)
+        bound = ops.log_mean_exp(-nll - beta * log_ratio)
+        loss = ops.sum(bound) * (-1.0 / batch)
+        nll_mean, kl = (array_of(a).mean(axis=1) for a in (nll, log_ratio))
+        loss.saved = Importance(bound.data, nll_mean, kl, bound.saved.weights)
         return loss
 
     # ------------------------------------------------------------------------------------ the data

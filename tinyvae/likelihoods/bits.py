@@ -43,6 +43,14 @@ class Bernoulli(Likelihood):
             return super().loss(output, x, mu, logvar, mask=mask, **weights)
         return ops.elbo_loss(output, x, mu, logvar, elbo="bernoulli_elbo", **weights)
 
+    def iwae_loss(
+        self, output: Any, x: Any, log_ratio: Any, *, mask: Any = None, **weights: Any
+    ) -> Tensor:
+        """The negative importance-weighted bound over `batch`, in one pass."""
+        if mask is not None:
+            return super().iwae_loss(output, x, log_ratio, mask=mask, **weights)
+        return ops.elbo_loss(output, x, log_ratio, elbo="bernoulli_iwae", **weights)
+
     def mean(self, output: Any) -> Any:
         """E[x | z] = sigmoid(output)."""
         return ops.sigmoid(output).data

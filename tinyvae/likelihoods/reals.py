@@ -100,6 +100,18 @@ class Gaussian(_Real):
             return ops.elbo_loss(x_mu, x, mu, logvar, **weights)
         return ops.elbo_loss(x_mu, x_logvar, x, mu, logvar, elbo="gaussian_elbo", **weights)
 
+    def iwae_loss(
+        self, output: Any, x: Any, log_ratio: Any, *, mask: Any = None, **weights: Any
+    ) -> Tensor:
+        """The negative importance-weighted bound over `batch`, in one pass."""
+        if mask is not None:
+            return super().iwae_loss(output, x, log_ratio, mask=mask, **weights)
+        x_mu, x_logvar = self._parameters(output)
+        if x_logvar is None:
+            weights |= {"elbo": "gaussian_fixed_iwae", "variance": self.variance}
+            return ops.elbo_loss(x_mu, x, log_ratio, **weights)
+        return ops.elbo_loss(x_mu, x_logvar, x, log_ratio, elbo="gaussian_iwae", **weights)
+
     def sample(self, output: Any, *, seed: int, step: int = 0) -> Any:
         """Values x ~ p(x | z)."""
         mean, (_, x_logvar) = self.mean(output), self._parameters(output)

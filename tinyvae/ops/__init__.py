@@ -29,6 +29,7 @@ from .elementwise import (
 )
 from .fused import (
     bernoulli_elbo,
+    bernoulli_iwae,
     bernoulli_nll,
     beta_nll,
     bias_activation,
@@ -37,10 +38,13 @@ from .fused import (
     elbo_loss,
     gaussian_elbo,
     gaussian_fixed_elbo,
+    gaussian_fixed_iwae,
     gaussian_fixed_nll,
+    gaussian_iwae,
     gaussian_kl,
     gaussian_kl_between,
     gaussian_kl_total,
+    gaussian_log_ratio,
     gaussian_nll,
     im2col,
     log_mean_exp,
@@ -60,13 +64,14 @@ from .reductions import (
     sum,
     transpose,
 )
-from .sampling import gaussian_sample, reparameterize
+from .sampling import gaussian_sample, reparameterize, reparameterize_samples
 from .sequence import embedding, gru, layer_norm
 from .special import log_gamma_ratio
 
 __all__ = [
     "add",
     "bernoulli_elbo",
+    "bernoulli_iwae",
     "bernoulli_nll",
     "beta_nll",
     "bias_activation",
@@ -84,10 +89,13 @@ __all__ = [
     "exp",
     "gaussian_elbo",
     "gaussian_fixed_elbo",
+    "gaussian_fixed_iwae",
     "gaussian_fixed_nll",
+    "gaussian_iwae",
     "gaussian_kl",
     "gaussian_kl_between",
     "gaussian_kl_total",
+    "gaussian_log_ratio",
     "gaussian_nll",
     "gaussian_sample",
     "gelu",
@@ -114,6 +122,7 @@ __all__ = [
     "pow",
     "relu",
     "reparameterize",
+    "reparameterize_samples",
     "reshape",
     "scale_gradient",
     "sigmoid",

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from tinyvae_kernels.likelihood import scale_rows
+
 from .. import devices
 from ..tensor import differentiable, unbroadcast
 
@@ -187,11 +189,11 @@ def where_backward(dout: np.ndarray, saved: tuple) -> tuple:
     return None, da, unbroadcast(np.where(condition, zero, dout), b_shape)
 
 
-def scale_gradient_forward(x: np.ndarray, rate: np.ndarray) -> Any:
+def scale_gradient_forward(x: np.ndarray, rate: Any) -> Any:
     """out = x.
 
-    rate: broadcasts against x; it is looked at when the gradient comes, so that numbers which are
-    known only after a later part of the forward pass can be written into it until then.
+    rate: for each of x's first axes, (B,) or (B, K) say; or a function that returns it, which is
+    called when the gradient comes: for numbers that only a later part of the forward pass gives.
     """
     return x, (rate,)
 
@@ -201,7 +203,12 @@ def scale_gradient_backward(dout: np.ndarray, saved: tuple) -> tuple:
 
     Not the derivative of the forward, but for a rate of ones.
     """
-    return dout * saved[0], None
+    rate = saved[0]() if callable(saved[0]) else saved[0]
+    each = dout.size // max(rate.size, 1)
+    wide = scale_rows(
+        rate.reshape(rate.size), dout.reshape(rate.size, each)
+    )  # (B, K, Z) -> (BK, Z)
+    return wide.reshape(dout.shape), None
 
 
 exp = differentiable(exp_forward, exp_backward)

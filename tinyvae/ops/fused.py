@@ -1,8 +1,8 @@
 """The fused kernels on the tape; their pairs, with formulas, stand in tinyvae_kernels.
 
 An ELBO's result carries its two terms: `elbo.saved.nll` and `elbo.saved.kl`, each (B,) in nats.  An
-`elbo_loss` is the negative mean of an ELBO as one op: it knows the gradient that will come in, so
-that value and gradients cost one pass over the data.
+`elbo_loss` is the negative mean of an ELBO, or of an importance-weighted bound, as one op: it knows
+the gradient that will come in, so that value and gradients cost one pass over the data.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ bernoulli_elbo = differentiable(*PAIRS["bernoulli_elbo"])
 gaussian_elbo = differentiable(*PAIRS["gaussian_elbo"])
 gaussian_fixed_elbo = differentiable(*PAIRS["gaussian_fixed_elbo"])
 log_mean_exp = differentiable(*PAIRS["log_mean_exp"])
+gaussian_log_ratio = differentiable(*PAIRS["gaussian_log_ratio"])
+bernoulli_iwae = differentiable(*PAIRS["bernoulli_iwae"])
+gaussian_iwae = differentiable(*PAIRS["gaussian_iwae"])
+gaussian_fixed_iwae = differentiable(*PAIRS["gaussian_fixed_iwae"])
 mixture_log_prob = differentiable(*PAIRS["mixture_log_prob"])
 mixture_marginal_log_prob = differentiable(*PAIRS["mixture_marginal_log_prob"])
 bias_activation = differentiable(*PAIRS["bias_activation"])
@@ -39,23 +43,29 @@ col2im = differentiable(*PAIRS["col2im"])
 
 
 class LossSaved(NamedTuple):
-    """What a loss keeps: the ELBO and its two terms, (B,) nats, and the loss's gradients."""
+    """What a loss keeps: the ELBO and its two terms, (B,) nats, and the loss's gradients.
+
+    weights: of the samples, (B, K), if it is an importance-weighted bound.
+    """
 
     elbo: Any
     nll: Any
     kl: Any
     gradients: tuple
+    weights: Any = None
 
 
 def elbo_loss_forward(*arrays: Any, elbo: str, batch: int, **options: Any) -> Any:
     """loss = -sum_i elbo_i / batch, the negative mean if all rows of the batch are here.
 
-    elbo: the name of an ELBO, whose arrays and options these are; batch: rows of the whole batch.
+    elbo: the name of an ELBO or of an importance-weighted bound, "bernoulli_iwae", whose arrays and
+    options these are; batch: rows of the whole batch.
     Returns loss (), saved.
     """
     values, saved = PAIRS[elbo][0](*arrays, dout=-1.0 / batch, **options)
     loss = np.asarray(values.sum(dtype=np.float64) / -batch, values.dtype, like=values)
-    return loss, LossSaved(values, saved.nll, saved.kl, saved.gradients())
+    weights = getattr(saved, "weights", None)
+    return loss, LossSaved(values, saved.nll, saved.kl, saved.gradients(), weights)
 
 
 def elbo_loss_backward(dout: Any, saved: LossSaved) -> tuple:

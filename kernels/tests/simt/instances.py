@@ -63,6 +63,19 @@ KERNELS: dict[str, dict[str, tuple[str, ...]]] = {
     "beta.cu": {"beta_nll_forward": wide()},
     "codebook.cu": {"nearest_code_forward": ("float, 1", "double, 1")},
     "importance.cu": {"log_mean_exp_forward": wide()},
+    "iwae.cu": {
+        "bernoulli_iwae": wide(),
+        "gaussian_iwae": wide(),
+        "gaussian_fixed_iwae": wide(),
+        "importance_weights": ("float, 1", "double, 1"),
+        "weigh_rows": wide(),
+    },
+    "samples.cu": {
+        "reparameterize_samples_forward": ("float, 1", "double, 1"),
+        "reparameterize_samples_backward": ("float, 1", "double, 1"),
+        "gaussian_log_ratio_forward": wide(),
+        "gaussian_log_ratio_backward": ("float, 1", "double, 1"),
+    },
     "mixture.cu": {
         "mixture_log_prob_forward": ("float, 1", "double, 1"),
         "mixture_marginal_log_prob_forward": ("float, 1", "double, 1"),
