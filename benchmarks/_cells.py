@@ -51,13 +51,13 @@ class Cell(NamedTuple):
     def bytes(self) -> int:
         """What a step must move at least, each array as often as its kernels need it.
 
-        A parameter: read by two products, its gradient written and read, and Adam's p, m, v read
-        and written.  A layer's output: written, read by the next layer and again in the backward,
-        its gradient written and read.
+        A parameter: read by two products, and Adam's p, m, v read and written; its gradient can be
+        used where it is made.  A layer's output: written, read by the next layer and again in the
+        backward, its gradient written and read.
         """
         parameters = sum((i + 1) * o for _, i, o in self.weights())
         outputs = sum(n * o for n, _, o in self.weights())
-        return 4 * (10 * parameters + self.batch * (2 * math.prod(IMAGE) + 5 * outputs))
+        return 4 * (8 * parameters + self.batch * (2 * math.prod(IMAGE) + 5 * outputs))
 
     def data(self) -> np.ndarray:
         """x (B, H, W, C), float32 bits, the same for every peer."""

@@ -46,6 +46,12 @@ def _product_numpy(a, b, out, accumulate):
 
 def _product_tiles(a, b, out, accumulate):
     if b.shape[1] > 1 and b.strides[1] != b.itemsize:
+        (N, K), M = a.shape, b.shape[1]
+        if 2 * N * (K + M) < K * M and N % 16 == 0 and not accumulate:
+            # (b^T a^T)^T: to copy a few rows and their result costs less than to copy b
+            turned = product(b.T, transpose(a, empty((K, N), a)), empty((M, N), a))
+            transpose(turned, out)
+            return
         b = transpose(b.T, empty(b.shape, b))
     _product_numba(out, a, b, int(accumulate), tiles(out.dtype))
 
