@@ -3,7 +3,8 @@
     python -m benchmarks._step_worker PEER
 
 Answers the driver's requests, one JSON line each: {"do": "prepare", "cell": ..., "device": ...,
-"budget": seconds} builds a cell and warms it up; {"do": "round", "variant": i} times a round.
+"precision": ..., "budget": seconds} builds a cell and warms it up; {"do": "round", "variant": i}
+times a round.
 """
 
 from __future__ import annotations
@@ -15,19 +16,43 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ._cells import CHANNELS, MOVED, SAMPLES, SIDE, Cell, Z
 
 CHECKED = 10  # steps after which losses are compared: all peers must learn the same thing
-Variants = list[tuple[str, Callable]]  # a name, and a function that does a step: its loss
+
+
+class Place(NamedTuple):
+    """Where to compute, and how float32 matrices are multiplied there: float32, tf32 or bf16."""
+
+    device: str
+    precision: str = "float32"
+
+
+class Variant(NamedTuple):
+    """A way of doing a step; `step` returns its loss, `states` what became of its recording."""
+
+    name: str
+    step: Callable
+    states: Callable[[], list[str]] = list
+
+
+Variants = list[Variant]
 
 
 # --------------------------------------------------------------------------- what each peer does
-def _tinyvae(cell: Cell, stack: contextlib.ExitStack, device: str) -> Variants:
-    """The very step that tinyvae.train runs, on one batch again and again."""
+def _tinyvae(cell: Cell, stack: contextlib.ExitStack, place: Place) -> Variants:
+    """The very step that tinyvae.train runs; on a GPU also as it is without being captured."""
+    if place.device == "cpu":
+        return [_our_step(cell, stack, place, "")]
+    return [_our_step(cell, stack, place, name) for name in ("captured", "uncaptured")]
+
+
+def _our_step(cell: Cell, stack: contextlib.ExitStack, place: Place, name: str) -> Variant:
+    """On one batch again and again."""
     from tinyvae import devices, likelihoods, models, optim, schedules, spelling, train
 
     x = cell.data() if cell.architecture == "conv" else cell.data().reshape(cell.batch, -1)
@@ -36,60 +61,69 @@ def _tinyvae(cell: Cell, stack: contextlib.ExitStack, device: str) -> Variants:
         (cell.hidden,), CHANNELS, rng=np.random.default_rng(0),
     )  # fmt: skip
     kind = f"iwae:{SAMPLES}" if cell.architecture == "iwae" else "vae"
-    network = spelling.parse(kind, models.KINDS, "model").build(parts).to(device)
-    x = devices.move(x, device)
+    network = spelling.parse(kind, models.KINDS, "model").build(parts).to(place.device)
+    x = devices.move(x, place.device)
     optimizer = optim.Adam(network.parameters(), 1e-3)
     settings = train.Settings(
         epochs=1, batch_size=cell.batch, learning_rate=schedules.Constant(1e-3),
-        kl_weight=schedules.Constant(1.0), seed=0,
+        kl_weight=schedules.Constant(1.0), seed=0, precision=place.precision,
     )  # fmt: skip
-    update = train.Step(network, optimizer, settings)
+    update = train.Step(network, optimizer, settings, record=name != "uncaptured")
     stack.enter_context(update)
 
     def step() -> float:
         nll, kl, _ = update(x)
         return float(nll.sum() + kl.sum()) / cell.batch
 
-    return [("", step)]
+    return Variant(name, step, lambda: update.states)
 
 
-def _torch(cell: Cell, _: contextlib.ExitStack, device: str, *, compiled: bool = False) -> Variants:
+def _torch(
+    cell: Cell, _: contextlib.ExitStack, place: Place, *, compiled: bool = False
+) -> Variants:
     """Eager or compiled; for images in both memory layouts, of which the faster one counts."""
     import torch
 
     from ._torch_vae import training_step
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    names = {"float32": "highest", "tf32": "high", "bf16": "medium"}
+    torch.set_float32_matmul_precision(names[place.precision])
+    torch.backends.cudnn.allow_tf32 = place.precision != "float32"
     torch._dynamo.reset()  # it gives up on a function that was compiled for eight cells
     layouts = [("", False)]
     if cell.architecture == "conv":
         layouts = [("contiguous", False), ("channels_last", True)]
     return [
-        (
+        Variant(
             name,
-            training_step(cell, cell.data(), compiled=compiled, channels_last=last, device=device),
+            training_step(
+                cell, cell.data(), compiled=compiled, channels_last=last, device=place.device
+            ),
         )
         for name, last in layouts
     ]
 
 
-def _jax(cell: Cell, _: contextlib.ExitStack, device: str) -> Variants:
+def _jax(cell: Cell, _: contextlib.ExitStack, place: Place) -> Variants:
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the GPU's memory is shared
     import jax
 
     from ._jax_vae import training_step
 
-    if (jax.default_backend() == "gpu") != (device == "cuda"):
-        raise RuntimeError(f"JAX runs on {jax.default_backend()}, not on {device}")
+    if (jax.default_backend() == "gpu") != (place.device == "cuda"):
+        raise RuntimeError(f"JAX runs on {jax.default_backend()}, not on {place.device}")
+    names = {"float32": "highest", "tf32": "tensorfloat32", "bf16": "bfloat16"}
+    jax.config.update("jax_default_matmul_precision", names[place.precision])
+    return [Variant("", training_step(cell, cell.data()))]
 
-    return [("", training_step(cell, cell.data()))]
 
-
-def _sgemm(cell: Cell, _: contextlib.ExitStack, device: str) -> Variants:
+def _sgemm(cell: Cell, _: contextlib.ExitStack, place: Place) -> Variants:
     """No peer: the best rate of a large matrix product, NumPy's or ours, whatever the cell."""
     from tinyvae_kernels import product
 
     xp: Any = np
-    if device == "cuda":
+    if place.device == "cuda":
         import cupy
 
         xp = cupy
@@ -103,16 +137,16 @@ def _sgemm(cell: Cell, _: contextlib.ExitStack, device: str) -> Variants:
         product(a, a, out)
         return float(out[0, 0])
 
-    return [(xp.__name__, multiply), ("tinyvae", ours)]
+    return [Variant(xp.__name__, multiply), Variant("tinyvae", ours)]
 
 
-def _copy(cell: Cell, _: contextlib.ExitStack, device: str) -> Variants:
+def _copy(cell: Cell, _: contextlib.ExitStack, place: Place) -> Variants:
     """No peer: how fast memory is read and written, by as many threads as a step has."""
     from concurrent.futures import ThreadPoolExecutor
 
-    threads = int(os.environ["OMP_NUM_THREADS"]) if device == "cpu" else 1
+    threads = int(os.environ["OMP_NUM_THREADS"]) if place.device == "cpu" else 1
     xp: Any = np
-    if device == "cuda":
+    if place.device == "cuda":
         import cupy
 
         xp = cupy
@@ -126,10 +160,10 @@ def _copy(cell: Cell, _: contextlib.ExitStack, device: str) -> Variants:
         list(pool.map(part, range(threads)))
         return float(out[0])
 
-    return [("", step)]
+    return [Variant("", step)]
 
 
-BUILD: dict[str, Callable[[Cell, contextlib.ExitStack, str], Variants]] = {
+BUILD: dict[str, Callable[[Cell, contextlib.ExitStack, Place], Variants]] = {
     "tinyvae": _tinyvae,
     "torch": _torch,
     "compile": functools.partial(_torch, compiled=True),
@@ -170,15 +204,17 @@ def main() -> None:
         if request["do"] == "prepare":
             variants.clear()  # the last cell's arrays and threads go first
             stack.close()
-            variants += BUILD[sys.argv[1]](Cell(*request["cell"]), stack, request["device"])
+            place = Place(request["device"], request["precision"])
+            variants += BUILD[sys.argv[1]](Cell(*request["cell"]), stack, place)
             prepared = [
-                {"variant": name} | _prepare(step, request["budget"]) for name, step in variants
+                {"variant": v.name} | _prepare(v.step, request["budget"]) | {"states": v.states()}
+                for v in variants
             ]
             answer = prepared
         else:
             i = request["variant"]
-            _seconds(variants[i][1], 3)
-            answer = 1e3 * _seconds(variants[i][1], prepared[i]["count"])
+            _seconds(variants[i].step, 3)
+            answer = 1e3 * _seconds(variants[i].step, prepared[i]["count"])
         answers.write(json.dumps(answer) + "\n")
     stack.close()
 

@@ -140,9 +140,14 @@ def training_step(
         data = torch.from_numpy(x.reshape(len(x), -1))
     data = data.to(device)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
-    objective = torch.compile(model) if compiled else model
+    graphs = compiled and device == "cuda"
+    objective = model
+    if compiled:
+        objective = torch.compile(model, mode="reduce-overhead" if graphs else None)
 
     def step() -> Tensor:
+        if graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         optimizer.zero_grad(set_to_none=True)
         loss = objective(data)
         loss.backward()

@@ -7,7 +7,8 @@ its share of the time, each in processes of its own, and none can spoil the othe
 
     tests      pytest -m cuda over tests and kernels/tests
     sanitizer  compute-sanitizer's three tools over every kernel once, where it is installed
-    training   python -m benchmarks.train_step --device cuda, one cell, beside PyTorch
+    training   python -m benchmarks.train_step --device cuda: the captured step beside the
+               uncaptured one, PyTorch eager, torch.compile with CUDA graphs and JAX jit; then TF32
     kernels    python -m benchmarks.kernels --device cuda, as many rows as there is time for
 
 Writes benchmarks/results/gpu-NAME.json after every part.  Exit code: 0 if no part failed, 1 if one
@@ -34,11 +35,15 @@ from pathlib import Path
 from typing import Any
 
 from . import _common
+from ._cells import CELLS
 from ._workers import ROOT
 
 TAIL = 4000  # characters of a part's output that are kept
 TOOLS = ("memcheck", "racecheck", "synccheck")
 FOUND = 86  # compute-sanitizer's exit code for an error that it found
+GOALS = {"mlp-128-400": 1.5, "conv-128": 1.5, "mlp-2048-400": 1.0}  # times the best peer's speed
+TRAINING = 0.6  # of the time that is left belongs to the training steps
+CELL = 60  # seconds for a cell that is begun late: torch.compile takes its time
 STARTING = 45  # seconds that the kernels' processes need before their first row, and at the end
 Result = dict[str, Any]
 
@@ -155,17 +160,37 @@ def verdict(output: str) -> str:
 
 
 def training(clock: Clock, folder: Path) -> Result:
-    """A training step of the (128, 400) network beside PyTorch's."""
-    out = folder / "train_step.json"
-    command = python("benchmarks.train_step", "--device", "cuda", "--cells", "mlp-128-400",
-                     "--peers", "torch", "--rounds", "7", "--out", str(out))  # fmt: skip
-    found = limited(command, clock.at_most(60), shown=True)
-    if not out.exists():
-        return failed(found, "no result was written")
-    found["results"] = json.loads(out.read_text())["cells"]
-    ratio = found["results"]["mlp-128-400"]["ratios"].get("torch", {}).get("median")
-    found["summary"] = f"mlp-128-400: {ratio and round(ratio, 2)} of PyTorch's time"
-    return found if found["code"] == 0 else failed(found, "")
+    """A training step beside every peer's: the cells of a goal first, exact before TF32."""
+    found: Result = {"results": {}}
+    whole, said = clock.left() * TRAINING, []
+    for precision, share in (("float32", 0.7), ("tf32", 0.3)):
+        cells = [*GOALS, *(c.name for c in CELLS if c.name not in GOALS)]
+        if precision != "float32":
+            cells = list(GOALS)
+        out, seconds = folder / f"train_step-{precision}.json", clock.at_most(whole * share)
+        command = python("benchmarks.train_step", "--device", "cuda", "--precision", precision,
+                         "--rounds", "7", "--budget", f"{max(0.0, seconds - CELL):.0f}",
+                         "--out", str(out), "--cells", *cells)  # fmt: skip
+        one = limited(command, seconds, shown=True)
+        found |= {name: one[name] for name in ("code", "output", "text", "error") if name in one}
+        if not out.exists():
+            return failed(found, f"{precision}: no result was written")
+        results = found["results"][precision] = json.loads(out.read_text())
+        said.append(f"{precision}: {compared(results['cells'])}")
+        if one["code"] != 0:
+            return failed(found, said[-1])
+    return found | {"summary": "; ".join(said)}
+
+
+def compared(cells: dict[str, Any]) -> str:
+    """How many times as fast as its best peer ours is, cell by cell, beside the goal."""
+    lines = []
+    for name, row in cells.items():
+        peer = row["best_peer"]
+        times = f"{1 / row['ratios'][peer]['median']:.2f} of {peer}" if peer else "no peer"
+        goal = f" (goal {GOALS[name]})" if name in GOALS else ""
+        lines.append(f"{name} {times}{goal}")
+    return ", ".join(lines)
 
 
 def kernels(clock: Clock, folder: Path) -> Result:

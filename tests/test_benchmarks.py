@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -14,7 +15,16 @@ import pytest
 
 import simt
 import tinyvae_kernels
-from benchmarks import _kernel_cases, _kernel_once, family, gpu, kernels
+from benchmarks import (
+    _cells,
+    _kernel_cases,
+    _kernel_once,
+    _step_worker,
+    family,
+    gpu,
+    kernels,
+    train_step,
+)
 
 
 def test_every_pair_has_a_row():
@@ -101,6 +111,12 @@ def test_peers_that_found_something_else_are_noticed():
 
 
 # ------------------------------------------------------------------------------------------ gpu
+@pytest.fixture
+def gpu_stand_in(request):
+    """The fixture `gpu`, whose name is that of a benchmark here."""
+    return request.getfixturevalue("gpu")
+
+
 def test_pytest_reports_are_counted():
     xml = """<testsuites><testsuite>
       <testcase classname="a" name="good"/>
@@ -162,6 +178,62 @@ def test_a_part_that_fails_spoils_no_other(monkeypatch, tmp_path, capsys):
     assert found["kernels"].keys() == {"summary", "seconds"}
     assert "9 rows" in capsys.readouterr().out
     assert gpu.run(["kernels"], 60, {}, path) == 0
+
+
+class Line:
+    """A worker that answers what it is told to, and one that ends."""
+
+    def __init__(self, peer, losses, ends=False):
+        self.peer, self.losses, self.ends, self.started = peer, losses, ends, 0
+
+    def ask(self, **request):
+        if self.ends:
+            raise RuntimeError(f"{self.peer} ended with code 1, see above")
+        return [{"variant": v, "loss": loss, "states": ["ready"]} for v, loss in self.losses]
+
+    def round(self, variant):
+        return {"tinyvae": 1.0 + variant, "torch": 3.0}.get(self.peer, 1e3), True
+
+    def start(self):
+        self.started += 1
+
+
+def test_a_peer_that_ends_is_left_out_of_a_cell():
+    lines = [
+        Line("tinyvae", [("captured", 5.0), ("uncaptured", 5.0)]), Line("torch", [("", 5.1)]),
+        Line("compile", [], ends=True), Line("sgemm", [("", 0.0)]), Line("copy", [("", 0.0)]),
+    ]  # fmt: skip
+    cell = _cells.Cell("mlp", 16, 32)
+    row = train_step.measure(lines, cell, {"device": "cuda", "precision": "float32"}, 3, 0.1)
+    assert row["failed"] == {"compile": "compile ended with code 1, see above"}
+    assert lines[2].started == 1
+    assert (row["best_peer"], row["ratios"]["torch"]["median"]) == ("torch", 1 / 3)
+    assert row["captured"] == {
+        "states": ["ready"], "same_loss": True, "median_ms": 1.0, "uncaptured_ms": 2.0,
+    }  # fmt: skip
+    assert "the same" in train_step.show({cell.name: row})
+    assert gpu.compared({"mlp-128-400": row}) == "mlp-128-400 3.00 of torch (goal 1.5)"
+    assert train_step.wrong({cell.name: row}) == []
+    row["captured"]["same_loss"] = False
+    assert train_step.wrong({cell.name: row}) == [cell.name]
+    assert "DIFFERENT" in train_step.show_captured({cell.name: row})
+    del row["captured"]
+    assert train_step.show_captured({cell.name: row}) == ""
+    lines[0].ends = True
+    with pytest.raises(RuntimeError, match="tinyvae ended"):
+        train_step.measure(lines, cell, {"device": "cuda", "precision": "float32"}, 3, 0.1)
+
+
+def test_our_step_is_measured_captured_and_uncaptured(gpu_stand_in):
+    cell, place = _cells.Cell("mlp", 4, 8), _step_worker.Place("cuda", "tf32")
+    with contextlib.ExitStack() as stack:
+        variants = _step_worker._tinyvae(cell, stack, place)
+        losses = [[variant.step() for _ in range(4)] for variant in variants]
+        assert [v.name for v in variants] == ["captured", "uncaptured"]
+        assert [v.states() for v in variants] == [["ready"], []]
+    assert losses[0] == losses[1]
+    products = [call for call in gpu_stand_in.library.calls if call[0] == "cublasGemmEx_64"]
+    assert {call[-1] for call in products} == {77}
 
 
 def test_time_that_is_left():

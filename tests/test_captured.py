@@ -123,6 +123,25 @@ def test_what_cannot_be_captured_runs_as_usual_on_a_real_gpu(layer, real_gpu):
     test_what_cannot_be_captured_runs_as_usual(globals()[layer], None)
 
 
+# --------------------------------------------------------------------------------------- precision
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_products_are_as_precise_as_was_asked(precision, gpu):
+    """In training, captured or not; what is evaluated is exact."""
+    compute = {"float32": 68, "tf32": 77, "bf16": 75}[precision]
+    check(lambda: network_of("mlp"), precision=precision)
+    assert {call[-1] for call in gpu.library.calls if call[0] == "cublasGemmEx_64"} == {compute}
+    x, _ = data("vae")
+    model = tv.VAE(**COMMON, device="cuda", precision=precision).fit(x)
+    gpu.library.calls.clear()
+    model.elbo(x)
+    assert {call[-1] for call in gpu.library.calls} == {68}
+
+
+def test_a_precision_of_float32_alone(gpu):
+    with pytest.raises(ValueError, match="precision='tf32' is of float32, dtype='float64'"):
+        tv.VAE(**COMMON, device="cuda", precision="tf32", dtype="float64").fit(data("vae")[0])
+
+
 # ---------------------------------------------------------------------------------- what is noticed
 class Asking(nn.Module):
     """A layer that asks for a value: the host would wait for the GPU."""

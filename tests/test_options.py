@@ -43,6 +43,8 @@ def test_parameters_are_stored_unchanged():
         ({"binarize": "dynamc"}, "unknown binarize 'dynamc': did you mean 'dynamic'"),
         ({"dtype": "float16"}, "unknown dtype 'float16'"),
         ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"precision": "fp16"}, "unknown precision 'fp16': did you mean 'bf16'"),
+        ({"precision": "tf32"}, "precision='tf32' needs a GPU: the CPU multiplies float32 exactly"),
         ({"likelihood": "gaussian", "variance": -1.0}, "variance must be positive"),
         ({"likelihood": "gaussian", "variance": "learnd"}, "did you mean 'learned'"),
         ({"random_state": "seven"}, "random_state must be None, an int"),

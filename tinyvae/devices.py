@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from tinyvae_kernels import (
+    PRECISIONS,
     BackendError,
     Cell,
     Program,
@@ -31,6 +32,7 @@ from tinyvae_kernels import (
     is_device_array,
     is_view,
     only_product,
+    precision,
     product,
     run_programs,
     threads,
@@ -139,6 +141,7 @@ def peak_memory() -> float:
 
 __all__ = [
     "DEVICES",
+    "PRECISIONS",
     "BackendError",
     "Cell",
     "Program",
@@ -155,6 +158,7 @@ __all__ = [
     "of",
     "only_product",
     "peak_memory",
+    "precision",
     "problem",
     "product",
     "resolve",

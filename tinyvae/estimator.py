@@ -55,6 +55,8 @@ class VAE(Fitted):
     learning_rate: a number or a schedule.  clip_norm: largest gradient norm.  patience: stop when
     the validation ELBO has not risen for so many epochs, and keep the best weights.
     random_state: None, an int or a NumPy generator.  dtype: "float32" or "float64".
+    precision: of training's float32 matrix products, "float32"; on a GPU also "tf32" or "bf16",
+    which round the factors to 10 or 7 bits for the tensor cores; evaluation stays exact.
     device: "cpu", "cuda" (CuPy's arrays, on a GPU), or "auto": cuda if it can be used, else cpu.
 
     Learned: network_, likelihood_, history_ (a dict an epoch), seed_, n_features_in_, labels_ (what
@@ -230,6 +232,7 @@ class VAE(Fitted):
             seed=self.seed_,
             clip_norm=self.clip_norm,
             patience=self.patience,
+            precision=self.precision,
         )
         again = self._kind().again(rows.y)
         rows = replace(rows, corruption=corruptions.resolve(self.corruption), again=again)

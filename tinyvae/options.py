@@ -154,6 +154,9 @@ class Options(Parameters):
         RUN, "Where to compute: cpu, cuda (a GPU), or auto: cuda if it can be used.", "NAME"))
     dtype: str = field(default="float32", metadata=said(
         OPTIMIZATION, "Of weights and rows: float32 or float64.", "NAME"))
+    precision: str = field(default="float32", metadata=said(
+        OPTIMIZATION, "Of training's matrix products: float32; on a GPU also tf32 or bf16, whose "
+        "factors are rounded.", "NAME"))
     # fmt: on
 
     # ------------------------------------------------------------------------------ what they mean
@@ -164,7 +167,7 @@ class Options(Parameters):
             raise unknown("binarize", self.binarize, [*BINARIZE, None])
         if self.dtype not in DTYPES:
             raise unknown("dtype", self.dtype, DTYPES)
-        devices.resolve(self.device)
+        self._check_precision(devices.resolve(self.device))
         if (self.encoder is None) != (self.decoder is None):
             raise ValueError("give both encoder and decoder, or neither")
         networks.check_names(self.architecture, self.activation)
@@ -197,6 +200,18 @@ class Options(Parameters):
         if not schedules.parse(self.learning_rate)(0.0) > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate!r}")
         schedules.parse(self.kl_schedule)
+
+    def _check_precision(self, device: str) -> None:
+        if self.precision not in devices.PRECISIONS:
+            raise unknown("precision", self.precision, devices.PRECISIONS)
+        if self.precision == "float32":
+            return
+        if device == "cpu":
+            raise ValueError(
+                f"precision={self.precision!r} needs a GPU: the CPU multiplies float32 exactly"
+            )
+        if self.dtype != "float32":
+            raise ValueError(f"precision={self.precision!r} is of float32, dtype={self.dtype!r}")
 
     def _kind(self) -> Spec:
         return spelling.parse(self.model, models.KINDS, "model")

@@ -59,6 +59,7 @@ class Settings:
     seed: int
     clip_norm: float | None = None
     patience: int | None = None
+    precision: str = "float32"  # of matrix products on a GPU: "float32", "tf32" or "bf16"
 
 
 @dataclass
@@ -103,17 +104,24 @@ MOST_RECORDED = 4  # shapes of batches: each keeps all memory of a step
 class Step:
     """One update of a model from one batch, on as many shards as it is worth.
 
+    record: whether steps may be recorded (on a GPU: captured) and run again.
     Use it as a context, which keeps BLAS on one thread and the worker threads alive:
 
         with Step(model, optimizer, settings) as step:
             step(x)
     """
 
-    def __init__(self, network: Model, optimizer: Adam, settings: Settings):
+    def __init__(self, network: Model, optimizer: Adam, settings: Settings, *, record: bool = True):
         self.network, self.optimizer, self.settings = network, optimizer, settings
+        self.record = record
         self._stack = contextlib.ExitStack()
         self._recorded: dict[tuple, RecordedStep | CapturedStep | None] = {}
         self.log: dict[str, float] = {}  # means over the last batch of what else the model reports
+
+    @property
+    def states(self) -> list[str]:
+        """Of the recorded steps, one for each shape of batch: "ready" is one that is used."""
+        return [recorded.state for recorded in self._recorded.values() if recorded is not None]
 
     def __enter__(self) -> Step:
         self._shards = Shards(self.network, shard_count(self.network, self.settings.batch_size))
@@ -139,6 +147,14 @@ class Step:
         NaN unless it is wanted, or needed for clipping.
         Raises DivergedError if the loss is not finite; nothing was changed then.
         """
+        if self.settings.precision == "float32":
+            return self._update(batch, epoch, want_norm)
+        with devices.precision(self.settings.precision):
+            return self._update(batch, epoch, want_norm)
+
+    def _update(
+        self, batch: Any, epoch: float, want_norm: bool
+    ) -> tuple[np.ndarray, np.ndarray, float]:
         source = batch if isinstance(batch, (Batch, Gather)) else Batch(batch)
         settings, optimizer = self.settings, self.optimizer
         kl_weight = settings.kl_weight(epoch)
@@ -181,7 +197,7 @@ class Step:
 
     def _recording(self, source: Batch | Gather) -> RecordedStep | CapturedStep | None:
         """The recorded step for batches of this shape, from the second one on, if there is one."""
-        key = self._shape(source)
+        key = self._shape(source) if self.record else None
         if key is None:
             return None
         if key not in self._recorded:
