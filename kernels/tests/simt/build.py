@@ -128,7 +128,8 @@ def compiler_version() -> str:
         ) from None
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """Where libraries are kept; a folder of this process's own if nothing can be written there."""
     try:
         CACHE.mkdir(parents=True, exist_ok=True)
         return CACHE
@@ -141,7 +142,7 @@ def compiled(file: str, kernels: Sequence[str], build: str) -> Path:
     text, flags = library_text(file, kernels), FLAGS + BUILDS[build]
     key = "\0".join([text, *flags, compiler_version()])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    path = _cache() / f"{Path(file).stem}-{build}-{digest}.so"
+    path = cache() / f"{Path(file).stem}-{build}-{digest}.so"
     if path.exists():
         return path
     # both under their own names until they are whole: another process may do the same

@@ -7,8 +7,10 @@ registers.json is the table that test_nvrtc.py holds against what it compiles. T
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import functools
+import hashlib
 import importlib.util
 import json
 import re
@@ -16,12 +18,13 @@ import subprocess
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 from tinyvae_kernels._cuda import source
 
-from . import instances
+from . import build, instances
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
 # _cuda.py's own option, then what CuPy 14.2 adds to it (cupy/cuda/compiler.py)
@@ -36,8 +39,14 @@ class Compiled(NamedTuple):
     """The kernels of a file for one architecture."""
 
     cubin: bytes
-    resources: dict[str, Resources]  # of each instance
+    log: str
     symbols: dict[str, str]  # instance -> its name in the cubin
+
+    @property
+    def resources(self) -> dict[str, Resources]:
+        """Of each instance."""
+        found = resources(self.log)
+        return {kernel: found[symbol] for kernel, symbol in self.symbols.items()}
 
 
 def wheel_files(pattern: str) -> list[Path]:
@@ -94,9 +103,7 @@ def compiled(text: str, kernels: Iterable[str], architecture: str) -> Compiled:
         if status:
             raise RuntimeError(f"{architecture}: NVRTC refuses the kernels:\n{log}")
         symbols = {kernel: lowered_name(program, kernel) for kernel in kernels}
-        by_symbol = resources(log)
-        found = {kernel: by_symbol[symbol] for kernel, symbol in symbols.items()}
-        return Compiled(_text(program, "CUBIN"), found, symbols)
+        return Compiled(_text(program, "CUBIN"), log, symbols)
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
 
@@ -126,12 +133,29 @@ def resources(log: str) -> dict[str, Resources]:
     return found
 
 
+def kept(file: str, architecture: str) -> Compiled:
+    """`compiled`, kept on disk as the shim is, under a hash of everything that goes into it."""
+    nvrtc()  # says what to install
+    text, kernels = source(file), instances.names(file)
+    key = "\0".join([text, *kernels, *OPTIONS, architecture, metadata.version("nvidia-cuda-nvrtc")])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    path = build.cache() / f"{Path(file).stem}-{architecture}-{digest}.json"
+    if path.exists():
+        found = json.loads(path.read_text("utf-8"))
+        return Compiled(base64.b64decode(found.pop("cubin")), **found)
+    made = compiled(text, kernels, architecture)
+    found = made._asdict() | {"cubin": base64.b64encode(made.cubin).decode()}
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # it is whole when it has its name
+        (Path(folder) / path.name).write_text(json.dumps(found), "utf-8")
+        (Path(folder) / path.name).replace(path)
+    return made
+
+
 def compile_all() -> dict[tuple[str, str], Compiled]:
     """{(file, architecture): its kernels}, two at a time: NVRTC lets go of Python's lock."""
     jobs = [(file, arch) for file in instances.KERNELS for arch in ARCHITECTURES]
     with ThreadPoolExecutor(2) as pool:
-        done = pool.map(lambda job: compiled(source(job[0]), instances.names(job[0]), job[1]), jobs)
-        return dict(zip(jobs, done, strict=True))
+        return dict(zip(jobs, pool.map(lambda job: kept(*job), jobs), strict=True))
 
 
 def table(all_compiled: dict[tuple[str, str], Compiled]) -> dict[str, Resources]:
