@@ -29,6 +29,7 @@ from .tensor import Tensor
 Objective = Callable[..., Terms]  # (network, batch, part, step, kl_weight) -> Terms
 NEW, UNPROVEN, READY, REFUSED = "new", "unproven", "ready", "refused"
 LARGE = 2**16  # numbers of a weight whose gradient is made in the update
+TILE = 12  # rows of a product that are made at once
 BLOCK = 2**15  # numbers of a gradient in one go: with the same of p, m and v, 512 kB of float32
 
 
@@ -183,22 +184,23 @@ class RecordedStep:
         if len(self.shares) > 1:
             self._run(self.sums, self._sum_group)
 
-    def _sum_group(self, numbers: list[int]) -> None:
+    def _sum_group(self, k: int) -> None:
         first, *others = self.shares
-        for i in numbers:
+        for i in self.shards.groups[k]:
             for other in others:
                 add(first[i], other[i], out=first[i])
 
-    def _update_group(self, numbers: list[int]) -> None:
-        for i in numbers:
+    def _update_group(self, k: int) -> None:
+        for i in self.shards.groups[k]:
             if self.shares[0][i] is not None:
                 self.optimizer.update(i, self._numbers_now())
 
-    def _sum_and_update_group(self, numbers: list[int]) -> None:
-        for i in numbers:
-            if i in self.factors and self.state != REFUSED:
-                self._multiply_and_update(i)
-            elif self.shares[0][i] is not None:
+    def _sum_and_update_group(self, k: int) -> None:
+        factors = {} if self.state == REFUSED else self.factors
+        for i in factors:
+            self._multiply_and_update(i, k)
+        for i in self.shards.groups[k]:
+            if i not in factors and self.shares[0][i] is not None:
                 self._sum_and_update(i, [share[i] for share in self.shares])
 
     def _sum_and_update(self, i: int, shares: list, part: Any = ...) -> None:
@@ -209,13 +211,21 @@ class RecordedStep:
             add(first, other, out=first)
         self.optimizer.update(i, self._numbers_now(), gradient=first, other=last, part=part)
 
-    def _multiply_and_update(self, i: int) -> None:
-        """A few rows of a weight at a time."""
-        weight = self.parameters[i]
-        rows = min(len(weight), max(1, BLOCK // weight.shape[1] // 12) * 12)  # whole tiles
+    def _multiply_and_update(self, i: int, k: int) -> None:
+        """The k-th thread's share of a weight, a few rows at a time.
+
+        All threads work at every weight, for two products of a size can cost very different times:
+        a decoder of 50 samples a row has 50 times an encoder's rows.
+        """
+        weight, count = self.parameters[i], len(self.shards.groups)
+        first, last = (
+            len(weight) if n == count else len(weight) * n // count // TILE * TILE
+            for n in (k, k + 1)
+        )
+        rows = min(len(weight), max(1, BLOCK // weight.shape[1] // TILE) * TILE)
         blocks = [np.empty((rows, weight.shape[1]), weight.dtype) for _ in self.factors[i]]
-        for start in range(0, len(weight), rows):
-            part = slice(start, min(start + rows, len(weight)))
+        for start in range(first, last, rows):
+            part = slice(start, min(start + rows, last))
             shares = [
                 product(a[part], b, block[: part.stop - start])
                 for (a, b), block in zip(self.factors[i], blocks, strict=True)
@@ -228,7 +238,7 @@ class RecordedStep:
             return self.numbers
         return tuple(cell.memory[0] for cell in self.numbers)
 
-    def _run(self, programs: list[Program | None], work: Callable[[list[int]], None]) -> None:
+    def _run(self, programs: list[Program | None], work: Callable[[int], None]) -> None:
         """The program of each group of parameters; recorded while it works for the first time."""
 
         done = [program for program in programs if program is not None]
@@ -238,11 +248,11 @@ class RecordedStep:
 
         def run(k: int) -> None:
             if self.state == REFUSED:
-                work(self.shards.groups[k])
+                work(k)
                 return
             programs[k] = program = Program()
             with program.record():
-                work(self.shards.groups[k])
+                work(k)
             self._compile(program)
 
         self.shards.at_once([functools.partial(run, k) for k in range(len(programs))])
