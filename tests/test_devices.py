@@ -119,6 +119,24 @@ def test_arrays_move_and_stay(gpu, rng):
     assert isinstance(devices.as_array([1, 2]), np.ndarray)
 
 
+def test_the_gradient_of_a_loss_is_known_to_be_one(gpu, rng):
+    """So that an ELBO's gradients, made in the forward, are handed on as they are."""
+    ones = [devices.one(devices.move(np.zeros(3, dtype), "cuda")) for dtype in ("f4", "f4", "f8")]
+    assert ones[0] is ones[1] is not ones[2]
+    assert [(float(a), a.shape) for a in ones] == [(1.0, ())] * 3
+    logits, x, mu, logvar = (
+        Tensor(devices.move(a, "cuda"), True) for a in rng.standard_normal((4, 2, 3))
+    )
+    loss = ops.elbo_loss(logits, x.data, mu, logvar, elbo="bernoulli_elbo", batch=2)
+    kept = loss.saved.gradients
+    loss.backward()
+    assert logits.grad is kept[0]
+    assert float(devices.one(loss.data)) == 1.0
+    weight = Tensor(devices.move(np.ones(()), "cuda"), True)
+    weight.backward()  # a leaf gets an array of its own
+    assert weight.grad is not devices.one(weight.data)
+
+
 def test_a_tensor_keeps_the_array(gpu, rng):
     a = devices.move(rng.standard_normal((3, 4)), "cuda")
     tensor = Tensor(a, True)

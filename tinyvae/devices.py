@@ -113,6 +113,23 @@ def move(array: Any, device: str) -> Any:
     return array.get() if is_device_array(array) else np.asarray(array)
 
 
+_ones: dict[tuple[int, Any], Any] = {}
+
+
+def one(like: Any) -> Any:
+    """The number 1 of like's type beside it, (): nobody may write to it.
+
+    On a GPU it is the same array every time, so that it is known without a look, for which the GPU
+    would have to be waited for.
+    """
+    if not is_device_array(like):
+        return np.ones((), like.dtype)
+    key = like.device.id, like.dtype
+    if key not in _ones:
+        _ones[key] = np.ones_like(like, shape=())
+    return _ones[key]
+
+
 def to_host(array: Any) -> np.ndarray:
     """The array as NumPy's: itself, or a copy from the GPU, which is waited for."""
     return move(array, "cpu")
@@ -156,6 +173,7 @@ __all__ = [
     "is_view",
     "move",
     "of",
+    "one",
     "only_product",
     "peak_memory",
     "precision",

@@ -150,7 +150,7 @@ class Tensor:
         if dout is None and self.size != 1:
             raise ValueError(f"backward() on shape {self.shape} needs dout of that shape")
         if dout is None:
-            dout = np.ones_like(self.data)
+            dout = np.ones_like(self.data) if self.ndim or not self.node else devices.one(self.data)
         else:
             dout = np.array(dout, self.dtype, like=self.data)
         if dout.shape != self.shape:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ import pytest
 import backends
 import simt
 import tinyvae_kernels as kernels
+from simt import build
 from simt.cublas import FakeCublas, rounded
 from tinyvae_kernels import _cublas, product
 
@@ -136,3 +141,60 @@ def test_the_library_gets_its_signatures(monkeypatch):
     assert asked == ["libcublas.so.13"]
     assert library.cublasGemmEx_64.argtypes.count(ctypes.c_int64) == 6
     assert len(library.cublasGemmEx_64.argtypes) == 19
+
+
+LIBRARY = """
+#include <cstddef>
+#include <cstdint>
+extern "C" {
+int cublasCreate_v2(void** handle) { *handle = (void*)0x123456789ab; return 0; }
+int cublasSetStream_v2(void* handle, void* stream) { return stream != (void*)0x1234567890; }
+int cublasSetWorkspace_v2(void* handle, void* memory, size_t bytes) { return bytes != 64; }
+int cublasGemmEx_64(void* handle, int ta, int tb, int64_t m, int64_t n, int64_t k,
+                    const void* alpha, const void* a, int at, int64_t lda, const void* b, int bt,
+                    int64_t ldb, const void* beta, void* c, int ct, int64_t ldc, int compute,
+                    int algorithm) {
+    const float *A = (const float*)a, *B = (const float*)b;
+    if (handle != (void*)0x123456789ab || at || bt || ct || compute != 68 || algorithm != -1)
+        return 7;
+    for (int64_t i = 0; i < m; ++i)
+        for (int64_t j = 0; j < n; ++j) {
+            float sum = 0, &out = ((float*)c)[i + j * ldc];
+            for (int64_t l = 0; l < k; ++l)
+                sum += A[ta ? l + i * lda : i + l * lda] * B[tb ? j + l * ldb : l + j * ldb];
+            out = *(const float*)alpha * sum + *(const float*)beta * out;
+        }
+    return 0;
+}
+}
+"""
+CALLER = """
+import ctypes, sys, types
+import numpy as np
+from tinyvae_kernels import _cublas
+
+ctypes.CDLL(sys.argv[1])  # as CuPy does
+class Device(np.ndarray):
+    data = property(lambda self: types.SimpleNamespace(ptr=self.ctypes.data))
+def put(a):
+    return np.array(a, np.float32).view(Device)
+rng = np.random.default_rng(0)
+a, b, out = put(rng.random((3, 5))), put(rng.random((4, 5))), put(rng.random((3, 4)))
+expected = np.asarray(out) + np.asarray(a) @ np.asarray(b).T
+blas = _cublas.Cublas(_cublas.loaded(), 0x1234567890, put(np.zeros(16)))
+blas.product(a, b.T, out, True)
+np.testing.assert_allclose(np.asarray(out), expected, rtol=1e-6)
+"""
+
+
+def test_a_library_of_c_gets_what_it_expects(tmp_path):
+    """It is found by its name once it is loaded, and all arguments arrive in their widths."""
+    source, library = tmp_path / "cublas.cpp", tmp_path / "libcublas.so.13"
+    source.write_text(LIBRARY)
+    flags = ["-shared", "-fPIC", "-Wl,-soname,libcublas.so.13"]
+    subprocess.run([build.COMPILER, *flags, str(source), "-o", str(library)], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CALLER, str(library)], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(kernels.__file__).parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ import numpy as np
 
 from tinyvae_kernels import PAIRS
 
+from .. import devices
 from ..tensor import differentiable
 
 gaussian_kl = differentiable(*PAIRS["gaussian_kl"])
@@ -73,7 +74,7 @@ def elbo_loss_backward(dout: Any, saved: LossSaved) -> tuple:
 
     dout: dloss ().  Returns one gradient for each array, None for x.
     """
-    if isinstance(dout, np.ndarray) and dout == 1:
+    if dout == 1 if isinstance(dout, np.ndarray) else dout is devices.one(dout):
         return saved.gradients
     return tuple(None if g is None else dout * g for g in saved.gradients)
 
