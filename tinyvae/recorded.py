@@ -85,7 +85,10 @@ class RecordedStep:
         if self.summed:
             self._run(self.updates, self._update_group)
         else:
-            self._run(self.sums_and_updates, self._sum_and_update_group)
+            postponed = self.factors if self.state != REFUSED else {}  # as it is now
+            self._run(
+                self.sums_and_updates, functools.partial(self._sum_and_update_group, postponed)
+            )
 
     # ------------------------------------------------------------------------------------- inside
     def _take(self, source: Batch | Gather, step: int, kl_weight: float) -> None:
@@ -195,12 +198,11 @@ class RecordedStep:
             if self.shares[0][i] is not None:
                 self.optimizer.update(i, self._numbers_now())
 
-    def _sum_and_update_group(self, k: int) -> None:
-        factors = {} if self.state == REFUSED else self.factors
-        for i in factors:
-            self._multiply_and_update(i, k)
+    def _sum_and_update_group(self, postponed: dict[int, list], k: int) -> None:
+        for i, factors in postponed.items():
+            self._multiply_and_update(i, factors, k)
         for i in self.shards.groups[k]:
-            if i not in factors and self.shares[0][i] is not None:
+            if i not in postponed and self.shares[0][i] is not None:
                 self._sum_and_update(i, [share[i] for share in self.shares])
 
     def _sum_and_update(self, i: int, shares: list, part: Any = ...) -> None:
@@ -211,7 +213,7 @@ class RecordedStep:
             add(first, other, out=first)
         self.optimizer.update(i, self._numbers_now(), gradient=first, other=last, part=part)
 
-    def _multiply_and_update(self, i: int, k: int) -> None:
+    def _multiply_and_update(self, i: int, factors: list, k: int) -> None:
         """The k-th thread's share of a weight, a few rows at a time.
 
         All threads work at every weight, for two products of a size can cost very different times:
@@ -223,12 +225,12 @@ class RecordedStep:
             for n in (k, k + 1)
         )
         rows = min(len(weight), max(1, BLOCK // weight.shape[1] // TILE) * TILE)
-        blocks = [np.empty((rows, weight.shape[1]), weight.dtype) for _ in self.factors[i]]
+        blocks = [np.empty((rows, weight.shape[1]), weight.dtype) for _ in factors]
         for start in range(first, last, rows):
             part = slice(start, min(start + rows, last))
             shares = [
                 product(a[part], b, block[: part.stop - start])
-                for (a, b), block in zip(self.factors[i], blocks, strict=True)
+                for (a, b), block in zip(factors, blocks, strict=True)
             ]
             self._sum_and_update(i, shares, part)
 

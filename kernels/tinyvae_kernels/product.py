@@ -66,9 +66,8 @@ def _product_numba(out, a, b, accumulate, tiles):
     (N, K), M = a.shape, b.shape[1]
     if K == 0 and accumulate == 0:
         out[:] = 0
-    rows = np.arange(min(N, ROWS)) * a.strides[0]
-    below = np.arange(min(N, ROWS)) * out.strides[0]
-    steps = np.arange(min(K, DEPTH)) * a.strides[1]
+    rows, below = _multiples(a.strides[0], N, ROWS), _multiples(out.strides[0], N, ROWS)
+    steps = _multiples(a.strides[1], K, DEPTH)
     for k in range(0, K, DEPTH):
         for i in range(0, N, ROWS):
             _math.call(
@@ -78,6 +77,15 @@ def _product_numba(out, a, b, accumulate, tiles):
                 b.ctypes.data + k * b.strides[0], b.strides[0], M,
                 out.ctypes.data + i * out.strides[0], below.ctypes.data, max(accumulate, k),
             )  # fmt: skip
+
+
+@jit
+def _multiples(step, count, most):
+    """0, step, 2 step, ...: as many as are needed, or the most."""
+    table = np.empty(min(count, most), np.int64)
+    for i in range(len(table)):
+        table[i] = i * step
+    return table
 
 
 def _product_cuda(a, b, out, accumulate):
