@@ -9,6 +9,7 @@ copy it by way of pinned memory, which it uses again for something else before t
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,13 +64,18 @@ class Graph:
 
 @contextlib.contextmanager
 def _nothing_from_the_host(xp: Any) -> Iterator[None]:
-    """Inside the block CuPy finds no pinned memory; afterwards its default pool gives it again."""
+    """Inside the block CuPy finds no pinned memory for this thread; for others, and afterwards, its
+    default pool gives it.
+    """
+    thread, usual = threading.get_ident(), xp.get_default_pinned_memory_pool().malloc
 
-    def refuse(size: int) -> Any:
+    def allocate(size: int) -> Any:
+        if threading.get_ident() != thread:
+            return usual(size)
         raise RuntimeError(f"{size} bytes were to be copied from the host while a stream captures")
 
-    xp.cuda.set_pinned_memory_allocator(refuse)
+    xp.cuda.set_pinned_memory_allocator(allocate)
     try:
         yield
     finally:
-        xp.cuda.set_pinned_memory_allocator(xp.get_default_pinned_memory_pool().malloc)
+        xp.cuda.set_pinned_memory_allocator(usual)
