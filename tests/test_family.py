@@ -12,7 +12,7 @@ import pytest
 import tinyvae as tv
 from tinyvae import corruptions, flows, likelihoods, models, paddle, priors
 from tinyvae.batches import Batch
-from tinyvae.ops.noise import Draw
+from tinyvae.ops.noise import Draw, Stream
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
@@ -309,3 +309,23 @@ def test_the_loss_is_the_negative_mean_of_its_elbo(kind):
     if not network.couples():
         parts = loss(slice(0, 15)), loss(slice(15, N))
         assert sum(part.loss.item() for part in parts) == pytest.approx(whole.loss.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["ae", "bernoulli", "vq", "ladder", "cvae:true", "world"])
+def test_a_traversal_goes_where_the_codes_come_from(kind, monkeypatch):
+    """Not over N(0, 1), where that is not the prior."""
+    vae, x, y = fitted(kind)
+    label = {} if not y else {"y": y["y"][0]}
+    seen = []
+    monkeypatch.setattr(type(vae), "decode", lambda self, z, y=None: seen.append(z) or x[:1])
+    with pytest.raises(ValueError, match="reshape"):
+        vae.traverse(steps=3, **label)
+    Z, draw = vae.network_.latent_dim, Draw(4096, seed=vae.seed_, stream=Stream.SAMPLE)
+    with tv.no_grad():
+        z = vae.network_.from_prior(4096, draw, vae._labels(label.get("y"), 4096))
+    grid = seen[0].reshape(Z, 3, Z)
+    for j in range(Z):
+        np.testing.assert_allclose(
+            grid[j, :, j], np.quantile(z[:, j], [0.025, 0.5, 0.975]), rtol=1e-5, atol=1e-6
+        )
+        np.testing.assert_allclose(np.delete(grid[j, 0], j), np.delete(z.mean(0), j), atol=1e-5)

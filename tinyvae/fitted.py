@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import devices, imputation, likelihoods, metrics, ops, priors
+from . import devices, imputation, likelihoods, metrics, ops
 from .batches import Batch, Rows
 from .data import as_rows, check_finite
 from .labels import checked as checked_labels
@@ -22,6 +22,7 @@ from .models.vae import VAENetwork
 from .ops import noise
 from .ops.noise import Draw, Stream
 from .options import DTYPES, Options
+from .priors import StandardNormal
 from .tensor import no_grad
 
 BATCH = 512  # rows at a time outside of training
@@ -213,7 +214,7 @@ class Fitted(Options):
             raise ValueError(f"steps must be >= 2, got {steps}")
         self._check_fitted()
         Z, dtype = self.network_.latent_dim, DTYPES[self.dtype]
-        mean, quantiles = self._of_prior(np.linspace(0.025, 0.975, steps), Z)
+        mean, quantiles = self._of_prior(np.linspace(0.025, 0.975, steps), y)
         base = mean if x is None else self.encode(np.asarray(x)[None], y)[0]
         z = np.repeat(np.repeat(base.astype(dtype), steps, axis=0)[None], Z, axis=0)
         for j in range(Z):  # z: (Z, steps, Z)
@@ -221,15 +222,20 @@ class Fitted(Options):
         rows = self.decode(z.reshape(Z * steps, Z), y)
         return rows.reshape(Z, steps, *self.row_shape_)
 
-    def _of_prior(self, probabilities: np.ndarray, Z: int) -> tuple[np.ndarray, np.ndarray]:
-        """Mean (1, Z) and quantiles (P, Z) of the prior, each dimension; from its samples."""
-        prior, _ = self._specs()
-        if prior == priors.Standard():
-            exact = [[NormalDist().inv_cdf(p)] * Z for p in probabilities]
-            return np.zeros((1, Z)), np.array(exact)
-        like = self.network_.parameters()[0].data
-        draw = Draw(4096, seed=self.seed_, stream=Stream.SAMPLE, dtype=like.dtype, like=like)
-        z = devices.to_host(self.network_.prior.sample(draw.rows, draw))
+    def _of_prior(self, probabilities: np.ndarray, y: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (1, Z) and quantiles (P, Z) of p(z), each dimension; from samples if it is learned.
+
+        y: the label of all.
+        """
+        network = self.network_
+        if type(network).from_prior is Model.from_prior and type(network.prior) is StandardNormal:
+            exact = [[NormalDist().inv_cdf(p)] * network.latent_dim for p in probabilities]
+            return np.zeros((1, network.latent_dim)), np.array(exact)
+        n, like = 4096, network.parameters()[0].data
+        draw = Draw(n, seed=self.seed_, stream=Stream.SAMPLE, dtype=like.dtype, like=like)
+        with no_grad():
+            z = network.from_prior(n, draw, self._there(self._labels(y, n)))
+        z = devices.to_host(z)
         return z.mean(axis=0, keepdims=True), np.quantile(z, probabilities, axis=0)
 
     # --------------------------------------------------------------------------------- evaluation

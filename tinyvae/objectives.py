@@ -104,7 +104,7 @@ def _pressed(nll: Tensor, mu: Tensor, logvar: Tensor, cost: Any, beta: Any) -> T
 class Group:
     """Free bits of groups of latent dimensions: `size` neighbours each, in a batch's mean.
 
-    sum_g max(nats, mean_b KL_bg)                                  Kingma et al. 2016, equation 15
+    sum_g max(nats, mean_b KL_bg)                                 Kingma et al. 2016, appendix C.8
     Below the floor a group's KL has no gradient.
     Raises ValueError for a floor below 0, or no size.
     """
@@ -139,7 +139,7 @@ class Total(Group):
 class Towards:
     """gamma |mean_b KL_b - C|: the KL is pressed to C nats, from either side.
 
-    Burgess et al. 2018, equation 3; C comes in beta's place (schedules.Capacity).
+    Burgess et al. 2018, equation 8; C comes in beta's place (schedules.Capacity).
     """
 
     gamma: float

@@ -46,7 +46,7 @@ class Linear:
 class Capacity(Linear):
     """As kl_schedule: the nats C that the KL should have, rising from `start` to `end`.
 
-    The loss is nll + beta |KL - C|, KL the batch's mean: Burgess et al. 2018, equation 3, where
+    The loss is nll + beta |KL - C|, KL the batch's mean: Burgess et al. 2018, equation 8, where
     beta is called gamma.
     """
 

@@ -57,9 +57,9 @@ class AutoencoderNetwork(Model):
         """Raw parameters of p(x | z)."""
         return self.decoder(z)
 
-    def generate(self, n: int, draw: Draw, y: Any = None) -> Any:
-        """Raw parameters of p(x | z) for n rows z of the Gaussian that the codes look like."""
-        return self.decode(self.mean.data + draw.normal(self.latent_dim) @ self.factor.data.T).data
+    def from_prior(self, n: int, draw: Draw, y: Any = None) -> Any:
+        """n rows z of the Gaussian that the codes look like."""
+        return self.mean.data + draw.normal(self.latent_dim) @ self.factor.data.T
 
     def after_epoch(self, rows: Rows) -> None:
         """Fit the Gaussian to the codes."""

@@ -76,9 +76,13 @@ class Model(Module):
         """log p(x, z) - log q(z | x) at one sample z ~ q(z | x) of each row, an array (B,) nats."""
         raise NotImplementedError
 
+    def from_prior(self, n: int, draw: Draw, y: Any = None) -> Any:
+        """n codes z ~ p(z), an array (n, Z)."""
+        return self.prior.sample(n, draw)
+
     def generate(self, n: int, draw: Draw, y: Any = None) -> Any:
         """Raw parameters of p(x | z) for n rows z from the prior, an array."""
-        return self.decode(self.prior.sample(n, draw), y).data
+        return self.decode(self.from_prior(n, draw, y), y).data
 
     def sample(self, n: int, draw: Draw, y: Any = None) -> Any:
         """n rows x, drawn from p(x | z) with z from the prior, an array."""

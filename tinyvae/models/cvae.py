@@ -83,10 +83,10 @@ class ConditionalPriorNetwork(CVAENetwork):
         """log p(z | y) of each row, (B,) nats."""
         return objectives.gaussian_log_prob(z, *self._prior(y, z))
 
-    def generate(self, n: int, draw: Draw, y: Any = None) -> Any:
-        """Raw parameters of p(x | z, y) for n rows z ~ p(z | y), an array."""
+    def from_prior(self, n: int, draw: Draw, y: Any = None) -> Any:
+        """n rows z ~ p(z | y)."""
         eps = draw.normal(self.latent_dim)
-        return self.decode(ops.reparameterize(*self._prior(y, eps), eps), y).data
+        return ops.reparameterize(*self._prior(y, eps), eps).data
 
     def _prior(self, y: Any, like: Any) -> tuple[Tensor, Tensor]:
         return self.prior_encoder(self.condition(y, like))

@@ -143,11 +143,10 @@ class DiscreteVAE(Model):
         log_p = self.latents.log_uniform - self.nll(z, batch)
         return (log_p - self.latents.log_prob(logits, z)).data
 
-    def generate(self, n: int, draw: Draw, y: Any = None) -> Any:
-        """Raw parameters of p(x | z) for n uniform z."""
+    def from_prior(self, n: int, draw: Draw, y: Any = None) -> Any:
+        """n uniform z."""
         u = draw.uniform(*self.latents.shape)
-        z = self.latents.sample(np.zeros_like(u), u)
-        return self.decode(z.reshape(n, self.latent_dim)).data
+        return self.latents.sample(np.zeros_like(u), u).reshape(n, self.latent_dim)
 
     def reconstruct(self, batch: Batch) -> Any:
         """Raw parameters of p(x | z) at each row's most likely z."""

@@ -58,7 +58,7 @@ class Hierarchy(Model):
     encoders: L modules with a body and two heads, from x up.  generators: L - 1 modules
     z_{i+1} -> mu, logvar of p(z_i | z_{i+1}), from the one of z_1 up.  decoder: z_1 -> raw
     parameters.  sizes: of z_1 .. z_L.  free_bits: nats per layer and row below which its KL is not
-    pressed any further (Kingma et al. 2016, equation 15, there over a minibatch).
+    pressed any further (Kingma et al. 2016, appendix C.8, there over a minibatch).
     """
 
     gaussian = False
@@ -116,12 +116,12 @@ class Hierarchy(Model):
         """Raw parameters of p(x | z_1)."""
         return self.decoder(z)
 
-    def generate(self, n: int, draw: Draw, y: Any = None) -> Any:
-        """Raw parameters of p(x | z_1) for n rows, sampled from the top down, an array."""
+    def from_prior(self, n: int, draw: Draw, y: Any = None) -> Any:
+        """n rows z_1, sampled from the top down."""
         z, sample = self.prior.sample(n, draw), _sampler(draw)
         for generator in self.generators[::-1]:
-            z = sample(*generator(z))
-        return self.decode(z).data
+            z = sample(*generator(z)).data
+        return z
 
 
 class BottomUpNetwork(Hierarchy):

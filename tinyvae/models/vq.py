@@ -236,10 +236,10 @@ class VQVAE(Model):
         """Raw parameters of p(x | z).  z: (B, P Z), vectors, from the codebook or between."""
         return self.decoder(z)
 
-    def generate(self, n: int, draw: Draw, y: Any = None) -> Any:
-        """Raw parameters of p(x | codes) for n rows of codes from the prior."""
+    def from_prior(self, n: int, draw: Draw, y: Any = None) -> Any:
+        """The vectors of n rows of codes from the prior."""
         codes = self.code_prior.sample(n, draw)
-        return self.decode(self.quantizer.codebook.data[codes].reshape(n, self.latent_dim)).data
+        return self.quantizer.codebook.data[codes].reshape(n, self.latent_dim)
 
 
 # -------------------------------------------------------------------------------- as an argument

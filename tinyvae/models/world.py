@@ -161,8 +161,8 @@ class WorldModel(Model):
         blocks = ops.transpose(raw, (0, 1, 2, 4, 3))  # the first parameter of a line, the next ...
         return ops.reshape(blocks, (*raw.shape[:3], -1))
 
-    def generate(self, n: int, draw: Draw, y: Any = None) -> Any:
-        """Raw parameters of n dreamed episodes, the first frame from N(0, I), by these actions."""
+    def from_prior(self, n: int, draw: Draw, y: Any = None) -> Any:
+        """The latents of n dreamed episodes, the first frame's from N(0, I), by these actions."""
         return self._go_on(Tensor(draw.normal(1, self.memory.latent_dim)), draw, y, 1.0)
 
     def dream(self, x: Any, draw: Draw, y: Any = None, *, temperature: float = 1.0) -> Any:
@@ -175,10 +175,10 @@ class WorldModel(Model):
             raise ValueError(f"x must have 1 to {self.steps} frames, got {x.shape[1]}")
         with no_grad():
             z = self._by_step(self.encode(x)[0])
-        return self._go_on(z, draw, y, temperature)
+        return self.decode(self._go_on(z, draw, y, temperature)).data
 
     def _go_on(self, z: Any, draw: Draw, y: Any, temperature: float) -> Any:
-        """Frames of the latents z (B, t, Z), and of those that follow, drawn one by one."""
+        """The latents z (B, t, Z), and those that follow, drawn one by one: an array (B, T Z)."""
         with no_grad():
             known, state, actions = [z], None, self._actions(y, z)
             for t in range(z.shape[1], self.steps):
@@ -187,7 +187,7 @@ class WorldModel(Model):
                 eps = draw.normal(self.memory.latent_dim)
                 z = Tensor(last.sample(draw.uniform(), eps, temperature)[:, None])
                 known.append(z)
-            return self.decode(ops.reshape(ops.concatenate(known, axis=1), (len(z), -1))).data
+            return ops.reshape(ops.concatenate(known, axis=1), (len(z), -1)).data
 
     def predict(self, x: Any, y: Any = None) -> Any:
         """The mean of each next frame, given those up to now: (B, T, H, W) -> (B, T - 1, H, W).
