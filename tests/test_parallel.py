@@ -2,6 +2,7 @@ import threading
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 import tinyvae as tv
 from tinyvae import nn, ops, parallel
@@ -149,7 +150,8 @@ def test_kernels_use_one_thread_each_inside_shards(monkeypatch):
     """The shards are the threads already; a network in one piece leaves the kernels theirs."""
     monkeypatch.setattr(parallel, "cores", lambda: 2)
     monkeypatch.setattr(parallel, "WORTH_A_THREAD", 1)
-    limits = []
+    limits: list = []
+    blas: list = []
 
     class Watching(nn.Module):
         def __init__(self, couples):
@@ -157,6 +159,7 @@ def test_kernels_use_one_thread_each_inside_shards(monkeypatch):
 
         def __call__(self, z):
             limits.append(_threads._limit.get())
+            blas.append({p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"})
             return self.inner(z)
 
     rng = np.random.default_rng(0)
@@ -165,10 +168,11 @@ def test_kernels_use_one_thread_each_inside_shards(monkeypatch):
     cases = ((False, 1, [1] * 4), (True, 1, [None] * 2), (True, 10**6, [1] * 2))
     for couples, worth, expected in cases:  # a small network in one piece is not worth them
         monkeypatch.setattr(parallel, "WORTH_A_THREAD", worth)
-        limits.clear()
+        limits.clear(), blas.clear()
         options = {"encoder": encoder, "decoder": Watching(couples), "batch_size": 4, "epochs": 1}
         tv.VAE(2, random_state=0, **options).fit(x)
         assert limits[1:-1] == expected  # between the trial at the start and the evaluation
+        assert set.union(*blas[1:-1]) <= {1}
 
 
 def test_a_network_that_couples_rows_trains_in_one_piece(monkeypatch):

@@ -130,8 +130,8 @@ class Step:
         self._stack.enter_context(np.errstate(all="ignore"))
         if not on_gpu(self.network):
             size = self.settings.batch_size
-            if not self.network.couples() or thread_count(self.network, size) == 1:
-                self._stack.enter_context(serial())
+            alone = self.network.couples() and thread_count(self.network, size) > 1
+            self._stack.enter_context(serial(kernels=not alone))
         return self
 
     def __exit__(self, *error: Any) -> None:
