@@ -29,7 +29,7 @@ from .tensor import Tensor
 Objective = Callable[..., Terms]  # (network, batch, part, step, kl_weight) -> Terms
 NEW, UNPROVEN, READY, REFUSED = "new", "unproven", "ready", "refused"
 LARGE = 2**16  # numbers of a weight whose gradient is made in the update
-TILE = 12  # rows of a product that are made at once
+TILE = 12  # rows: a multiple of the 6 or 4 that a product makes at once
 BLOCK = 2**15  # numbers of a gradient in one go: with the same of p, m and v, 512 kB of float32
 
 
