@@ -16,7 +16,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import numpy as np
 from tinyvae_kernels import gaussian_kl_forward, total_forward
-from tinyvae_kernels.gaussian import _gaussian_kl_forward_numba as kernel
+from tinyvae_kernels.gaussian import _gaussian_kl_numba as kernel
 for dtype in sys.argv[2].split(","):
     mu = np.full((3, 2), 2, dtype)
     kl, _ = gaussian_kl_forward(mu, np.zeros_like(mu))
@@ -73,7 +73,7 @@ def test_processes_that_compile_at_once_get_each_their_own(package, tmp_path):
 def test_a_damaged_file_is_compiled_anew(package, tmp_path):
     cache = tmp_path / "cache"
     finish(start(package, cache))
-    for path in cache.rglob("*gaussian_kl_forward*.nbc"):
+    for path in cache.rglob("*gaussian_kl_numba*.nbc"):
         path.write_bytes(path.read_bytes()[:100])
     assert finish(start(package, cache)) == (0, 1)
     assert finish(start(package, cache)) == (1, 0)

@@ -184,12 +184,17 @@ def test_without_a_team_a_pool_does_the_parts(always_worth_it, monkeypatch, rng)
 def test_small_jobs_are_shared_when_they_follow_each_other(monkeypatch):
     now = [1.0]
     monkeypatch.setattr(_threads.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(_threads, "_latest", 0.0)
     small, large = (np.zeros((100, n)) for n in (600, 10_000))
     assert _threads.worth_it((large,))
     now[0] += 1
     assert not _threads.worth_it((small,))
+    now[0] += 10  # as long as a job may take
+    _threads.ended()
     now[0] += _threads.RECENT / 2
     assert _threads.worth_it((small,))
+    now[0] += _threads.RECENT
+    assert not _threads.worth_it((small,))
 
 
 def test_the_parts_depend_on_sizes_and_threads_alone():

@@ -20,7 +20,12 @@ from ._memory import is_view
 from ._memory import release as release_memory
 from ._program import Cell, Program, run_programs
 from ._threads import cores, threads
-from .activation import ACTIVATIONS, bias_activation_backward, bias_activation_forward
+from .activation import (
+    ACTIVATIONS,
+    bias_activation_backward,
+    bias_activation_forward,
+    bias_activation_value_and_grad,
+)
 from .arena import Arena, scratch
 from .beta import beta_nll_backward, beta_nll_forward
 from .categorical import categorical_nll_backward, categorical_nll_forward
@@ -43,13 +48,21 @@ from .gaussian import (
     gaussian_kl_backward,
     gaussian_kl_between_backward,
     gaussian_kl_between_forward,
+    gaussian_kl_between_value_and_grad,
     gaussian_kl_forward,
+    gaussian_kl_value_and_grad,
     gaussian_sample_backward,
     gaussian_sample_forward,
     reparameterize_backward,
     reparameterize_forward,
+    reparameterize_value_and_grad,
 )
-from .importance import ImportanceSaved, log_mean_exp_backward, log_mean_exp_forward
+from .importance import (
+    ImportanceSaved,
+    log_mean_exp_backward,
+    log_mean_exp_forward,
+    log_mean_exp_value_and_grad,
+)
 from .iwae import (
     IwaeSaved,
     bernoulli_iwae_backward,
@@ -102,6 +115,7 @@ from .total import (
     add,
     gaussian_kl_total_backward,
     gaussian_kl_total_forward,
+    gaussian_kl_total_value_and_grad,
     total_backward,
     total_forward,
 )
@@ -171,6 +185,7 @@ __all__ = [
     "beta_nll_forward",
     "bias_activation_backward",
     "bias_activation_forward",
+    "bias_activation_value_and_grad",
     "categorical_nll_backward",
     "categorical_nll_forward",
     "col2im_backward",
@@ -202,9 +217,12 @@ __all__ = [
     "gaussian_kl_backward",
     "gaussian_kl_between_backward",
     "gaussian_kl_between_forward",
+    "gaussian_kl_between_value_and_grad",
     "gaussian_kl_forward",
     "gaussian_kl_total_backward",
     "gaussian_kl_total_forward",
+    "gaussian_kl_total_value_and_grad",
+    "gaussian_kl_value_and_grad",
     "gaussian_log_ratio_backward",
     "gaussian_log_ratio_forward",
     "gaussian_nll_backward",
@@ -219,6 +237,7 @@ __all__ = [
     "is_view",
     "log_mean_exp_backward",
     "log_mean_exp_forward",
+    "log_mean_exp_value_and_grad",
     "logistic_mixture_nll_backward",
     "logistic_mixture_nll_forward",
     "mixture_log_prob_backward",
@@ -239,6 +258,7 @@ __all__ = [
     "reparameterize_forward",
     "reparameterize_samples_backward",
     "reparameterize_samples_forward",
+    "reparameterize_value_and_grad",
     "run_programs",
     "scratch",
     "sgd_update",

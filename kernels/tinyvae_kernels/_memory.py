@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 SMALLEST = 2**17  # bytes: below, the C library does the same
+LINE = 64  # bytes
 LIMIT = 2**29  # bytes that are kept without being used
 
 # Pieces of each size.  No lock: a list's append and pop are atomic, and the garbage collector may
@@ -55,10 +56,18 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     try:
         memory = _kept[size].pop()  # the latest, which caches may still hold
     except (KeyError, IndexError):
-        memory = (ctypes.c_ubyte * size).from_buffer(np.empty(size, np.uint8).data)
+        memory = _aligned(size)
     lent = _Lent(size, np.uint8, memory)  # type: ignore[arg-type]  # a buffer is enough
     lent.memory = memory  # a view of it has none
     return np.ndarray(shape, dtype, lent)
+
+
+def _aligned(size: int) -> ctypes.Array:
+    """New memory in line with the cache: where vectors of 64 bytes cross its lines, each costs two
+    accesses, and the C library aligns to 16.
+    """
+    whole = np.empty(size + LINE, np.uint8)
+    return (ctypes.c_ubyte * size).from_buffer(whole.data, -whole.ctypes.data % LINE)
 
 
 def is_view(array: Any) -> bool:

@@ -107,6 +107,8 @@ def flattened(value: Any) -> list[tuple[str, Any]]:
         numbers = [value.size, value.itemsize, value.ctypes.data, *value.shape, *value.strides]
         return [("ptr", 0), ("ptr", 0), *(("i64", n) for n in numbers[:2]), ("ptr", numbers[2]),
                 *(("i64", n) for n in numbers[3:])]  # fmt: skip
+    if value is None:  # to Numba a pointer that nobody looks at
+        return [("ptr", 0)]
     if isinstance(value, Cell):
         [(kind, _)] = flattened(value.memory[0])
         return [(f"load {kind}", value.memory.ctypes.data)]

@@ -23,13 +23,13 @@ from ._team import Team
 # Elements of a kernel's largest array from which a second thread pays, for each thread: fewer if
 # the kernel computes (0.5 ns an element and more on an EPYC) than if it only moves memory (0.1 ns).
 # A helper that is awake costs 2 us.  One that sleeps costs the caller 30, and comes 80 us late: it
-# is woken for a large job, or for the second of two small ones within RECENT seconds.
+# is woken for a large job, or for a small one that begins RECENT seconds after the last, or sooner.
 WORTH_A_THREAD, WORTH_WAKING = 12_500, 100_000
 WORTH_A_THREAD_LIGHT, WORTH_WAKING_LIGHT = 40_000, 500_000
 RECENT = 300e-6
 PARTS = 4  # for each thread, so that none waits long for another
 
-_latest = 0.0  # when a call was last looked at that might be cut
+_latest = 0.0  # when the last call ended that might have been cut
 _limit: contextvars.ContextVar[int | None] = contextvars.ContextVar("threads", default=None)
 
 
@@ -77,12 +77,13 @@ if hasattr(os, "register_at_fork"):  # a child process has none of its parent's 
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def parts(arguments: tuple, light: bool = False, each: int = PARTS) -> int:
+def parts(arguments: tuple, light: bool = False, each: int = PARTS, times: int = 1) -> int:
     """In how many parts a call may be cut: the same for the same sizes and number of threads.
 
-    light: the kernel does little more than move memory; each: parts for each thread.
+    light: the kernel does little more than move memory; each: parts for each thread; times: how
+    often an element is computed with.
     """
-    worth = WORTH_A_THREAD_LIGHT if light else WORTH_A_THREAD
+    worth = max(1, (WORTH_A_THREAD_LIGHT if light else WORTH_A_THREAD) // max(1, times))
     size = _first(arguments, 2 * worth)
     if size == 0:
         return 1
@@ -98,13 +99,18 @@ def _first(arguments: tuple, size: int) -> int:
     return 0
 
 
-def worth_it(arguments: tuple, light: bool = False) -> bool:
+def worth_it(arguments: tuple, light: bool = False, times: int = 1) -> bool:
     """Whether a call that may be cut is worth a helper now, which may be asleep."""
-    global _latest
-    before, _latest = _latest, time.perf_counter()
-    if _latest - before < RECENT:
+    if time.perf_counter() - _latest < RECENT:
         return True
-    return _first(arguments, 2 * (WORTH_WAKING_LIGHT if light else WORTH_WAKING)) > 0
+    worth = (WORTH_WAKING_LIGHT if light else WORTH_WAKING) // max(1, times)
+    return _first(arguments, 2 * max(1, worth)) > 0
+
+
+def ended() -> None:
+    """A call that might have been cut has ended: the next may be near."""
+    global _latest
+    _latest = time.perf_counter()
 
 
 def run(kernel: Any, arguments: tuple, count: int) -> None:

@@ -84,28 +84,32 @@ __global__ void bias_activation_forward(const T* __restrict__ x, const T* __rest
     }
 }
 
-// dy, dx: (R, C); kept: x (R, C) for SILU and GELU, else y; bias: (C); totals: (groups, C), the
-// sums of dx over the rows of each group of blocks, in float64
-template <class T, int N, int ACT>
-__global__ void bias_activation_backward(const T* __restrict__ dy, const T* __restrict__ kept,
-                                         const T* __restrict__ bias, T* __restrict__ dx,
-                                         double* __restrict__ totals, i64 R, i64 C, i64 across,
-                                         i64 groups) {
+// dy, dx: (R, C); bias: (C); kept: x (R, C) for SILU and GELU, else y; totals: (groups, C), the
+// sums of dx over the rows of each group of blocks, in float64.  VALUE: kept is x for all kinds, and
+// y (R, C), else null, is written too
+template <class T, int N, int ACT, bool VALUE>
+__device__ __forceinline__ void bias_activation_slopes(
+    const T* __restrict__ dy, const T* __restrict__ kept, T* __restrict__ y,
+    const T* __restrict__ bias, T* __restrict__ dx, double* __restrict__ totals, i64 R, i64 C,
+    i64 across, i64 groups) {
     __shared__ double part[256];
     Share s = share<N>(R, C, across, groups);
     double sum[N];
     Pack<T, N> b;
 #pragma unroll
     for (int k = 0; k < N; ++k) sum[k] = 0, b.v[k] = T(0);
-    if (s.first < R && ACT >= SILU) b = load<N>(bias, s.pack);
+    if (s.first < R && (VALUE || ACT >= SILU)) b = load<N>(bias, s.pack);
     for (i64 r = s.first; r < R; r += s.stride) {
         Pack<T, N> d = load<N>(dy + row_start(r, C), s.pack);
-        Pack<T, N> u = load<N>(kept + row_start(r, C), s.pack);
+        Pack<T, N> u = load<N>(kept + row_start(r, C), s.pack), out;
 #pragma unroll
         for (int k = 0; k < N; ++k) {
-            d.v[k] *= slope<ACT>(ACT >= SILU ? u.v[k] + b.v[k] : u.v[k]);
+            T near = VALUE || ACT >= SILU ? u.v[k] + b.v[k] : u.v[k];
+            if (VALUE) out.v[k] = activate<ACT>(near);
+            d.v[k] *= slope<ACT>(VALUE && ACT < SILU ? out.v[k] : near);
             sum[k] += d.v[k];
         }
+        if (VALUE) store(y + row_start(r, C), s.pack, out);
         store(dx + row_start(r, C), s.pack, d);
     }
     // the threads with the same channels add up theirs, the first of them the sums of all
@@ -121,6 +125,22 @@ __global__ void bias_activation_backward(const T* __restrict__ dy, const T* __re
         }
         __syncthreads();  // everybody has read the parts
     }
+}
+
+template <class T, int N, int ACT>
+__global__ void bias_activation_backward(const T* __restrict__ dy, const T* __restrict__ kept,
+                                         const T* __restrict__ bias, T* __restrict__ dx,
+                                         double* __restrict__ totals, i64 R, i64 C, i64 across,
+                                         i64 groups) {
+    bias_activation_slopes<T, N, ACT, false>(dy, kept, 0, bias, dx, totals, R, C, across, groups);
+}
+
+template <class T, int N, int ACT>
+__global__ void bias_activation_value_and_grad(const T* __restrict__ dy, const T* __restrict__ x,
+                                               T* __restrict__ y, const T* __restrict__ bias,
+                                               T* __restrict__ dx, double* __restrict__ totals,
+                                               i64 R, i64 C, i64 across, i64 groups) {
+    bias_activation_slopes<T, N, ACT, true>(dy, x, y, bias, dx, totals, R, C, across, groups);
 }
 
 // totals: (groups, C); sums: (C).  A block of 8 x 32 threads takes 32 columns.

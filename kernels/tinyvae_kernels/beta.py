@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ._cuda import over_rows
-from ._dispatch import check_same_shape, empty, jit, jit_rows, rows, select
+from ._dispatch import apart, check_same_shape, empty, jit, jit_rows, rows, select
 from ._math import exp, exp_negative, log, log1p, log1p01
 from .likelihood import scale_rows
 from .stirling import stirling, stirling_numba
@@ -126,7 +126,7 @@ def _beta_nll_each_numba(z, log_z, p, T, D, x, dlog_alpha, dlog_beta):
 @jit_rows
 def _beta_nll_numba(log_alpha, log_beta, x, nll, dlog_alpha, dlog_beta):
     D = x.shape[1]
-    work = np.empty((5, 3, min(D, BLOCK)), x.dtype)
+    work = apart(15 * min(D, BLOCK), x.dtype).reshape(5, 3, min(D, BLOCK))
     z, log_z, T, derivative, p = work[0], work[1], work[2], work[3], work[4]
     for i in range(x.shape[0]):
         nats = 0.0

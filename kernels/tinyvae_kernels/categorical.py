@@ -16,6 +16,7 @@ import numpy as np
 
 from ._cuda import launch, typed, vector_width
 from ._dispatch import (
+    apart,
     arithmetic,
     as_array,
     check_floats,
@@ -120,7 +121,7 @@ def _categorical_nll_numba(logits, labels, nll, dlogits):
     P, C = logits.shape[1], logits.shape[2]
     zero, one = nll.dtype.type(0), nll.dtype.type(1)
     block = max(1, BLOCK // C)  # positions whose logits stay in the first cache
-    tops, spread = np.empty(block, nll.dtype), np.empty((block, C), nll.dtype)
+    tops, spread = np.empty(block, nll.dtype), apart(block * C, nll.dtype).reshape(block, C)
     for i in range(logits.shape[0]):
         nats = 0.0  # float64: a row may have thousands of positions
         for first in range(0, P, block):

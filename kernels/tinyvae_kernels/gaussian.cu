@@ -9,34 +9,46 @@
 namespace tinyvae {
 
 // -------------------------------------------------------------------------------- reparameterize
-// mu, logvar, eps, z: (n)
-template <class T, int N>
-__global__ void reparameterize_forward(const T* __restrict__ mu, const T* __restrict__ logvar,
-                                       const T* __restrict__ eps, T* __restrict__ z, i64 n) {
+// mu, dz, logvar, eps, z, dlogvar: (n); what is not asked for (VALUE: z, GRADIENT: dlogvar) is null
+template <class T, int N, bool VALUE, bool GRADIENT>
+__device__ __forceinline__ void reparameterize(const T* __restrict__ mu, const T* __restrict__ dz,
+                                               const T* __restrict__ logvar,
+                                               const T* __restrict__ eps, T* __restrict__ z,
+                                               T* __restrict__ dlogvar, i64 n) {
     typedef typename Arithmetic<T>::type A;
     for (i64 i = thread_index(); i < n / N; i += thread_count()) {
-        Pack<T, N> m = load<N>(mu, i), l = load<N>(logvar, i), e = load<N>(eps, i), out;
+        Pack<T, N> l = load<N>(logvar, i), e = load<N>(eps, i), m, d;
+        if (VALUE) m = load<N>(mu, i);
+        if (GRADIENT) d = load<N>(dz, i);
 #pragma unroll
-        for (int k = 0; k < N; ++k)
-            narrow(widen(m.v[k]) + exp_(A(0.5) * widen(l.v[k])) * widen(e.v[k]), out.v[k]);
-        store(z, i, out);
+        for (int k = 0; k < N; ++k) {
+            A deviation = exp_(A(0.5) * widen(l.v[k])) * widen(e.v[k]);
+            if (VALUE) narrow(widen(m.v[k]) + deviation, m.v[k]);
+            if (GRADIENT) narrow(A(0.5) * widen(d.v[k]) * deviation, d.v[k]);
+        }
+        if (VALUE) store(z, i, m);
+        if (GRADIENT) store(dlogvar, i, d);
     }
 }
 
-// dz, logvar, eps, dlogvar: (n)
+template <class T, int N>
+__global__ void reparameterize_forward(const T* __restrict__ mu, const T* __restrict__ logvar,
+                                       const T* __restrict__ eps, T* __restrict__ z, i64 n) {
+    reparameterize<T, N, true, false>(mu, 0, logvar, eps, z, 0, n);
+}
+
 template <class T, int N>
 __global__ void reparameterize_backward(const T* __restrict__ dz, const T* __restrict__ logvar,
                                         const T* __restrict__ eps, T* __restrict__ dlogvar, i64 n) {
-    typedef typename Arithmetic<T>::type A;
-    for (i64 i = thread_index(); i < n / N; i += thread_count()) {
-        Pack<T, N> d = load<N>(dz, i), l = load<N>(logvar, i), e = load<N>(eps, i), out;
-#pragma unroll
-        for (int k = 0; k < N; ++k) {
-            A half_sigma = A(0.5) * exp_(A(0.5) * widen(l.v[k]));
-            narrow(widen(d.v[k]) * widen(e.v[k]) * half_sigma, out.v[k]);
-        }
-        store(dlogvar, i, out);
-    }
+    reparameterize<T, N, false, true>(0, dz, logvar, eps, 0, dlogvar, n);
+}
+
+template <class T, int N>
+__global__ void reparameterize_value_and_grad(const T* __restrict__ mu, const T* __restrict__ dz,
+                                              const T* __restrict__ logvar,
+                                              const T* __restrict__ eps, T* __restrict__ z,
+                                              T* __restrict__ dlogvar, i64 n) {
+    reparameterize<T, N, true, true>(mu, dz, logvar, eps, z, dlogvar, n);
 }
 
 // -------------------------------------------------------- the same, with the noise drawn inside
@@ -105,104 +117,126 @@ template <class A> __device__ __forceinline__ A gaussian_kl_each(A mu, A logvar)
     return A(0.5) * (mu * mu + (expm1_(logvar) - logvar));
 }
 
-// mu, logvar: (B, D); kl: (B)
-template <class T, int N>
-__global__ void gaussian_kl_forward(const T* __restrict__ mu, const T* __restrict__ logvar,
-                                    typename Arithmetic<T>::type* __restrict__ kl,
-                                    typename Arithmetic<T>::type free_bits, i64 B, i64 D) {
+// dkl, kl: (B); mu, logvar, dmu, dlogvar: (B, D); what is not asked for is null
+template <class T, int N, bool VALUE, bool GRADIENT>
+__device__ __forceinline__ void gaussian_kl(const typename Arithmetic<T>::type* __restrict__ dkl,
+                                            const T* __restrict__ mu, const T* __restrict__ logvar,
+                                            typename Arithmetic<T>::type* __restrict__ kl,
+                                            T* __restrict__ dmu, T* __restrict__ dlogvar,
+                                            typename Arithmetic<T>::type free_bits, i64 B, i64 D) {
     typedef typename Arithmetic<T>::type A;
     for (i64 b = blockIdx.x; b < B; b += gridDim.x) {
-        const T *mu_row = mu + row_start(b, D), *logvar_row = logvar + row_start(b, D);
-        A total = A(0);
+        i64 start = row_start(b, D);
+        A total = A(0), given = GRADIENT ? dkl[b] : A(0);
         for (i64 j = threadIdx.x; j < D / N; j += blockDim.x) {
-            Pack<T, N> m = load<N>(mu_row, j), l = load<N>(logvar_row, j);
+            Pack<T, N> m = load<N>(mu + start, j), l = load<N>(logvar + start, j), dm, dl;
 #pragma unroll
-            for (int k = 0; k < N; ++k)
-                total += max_(gaussian_kl_each(widen(m.v[k]), widen(l.v[k])), free_bits);
+            for (int k = 0; k < N; ++k) {
+                A mean = widen(m.v[k]), lv = widen(l.v[k]), each = gaussian_kl_each(mean, lv);
+                if (VALUE) total += max_(each, free_bits);
+                if (!GRADIENT) continue;
+                A rate = each < free_bits ? A(0) : given;
+                narrow(rate * mean, dm.v[k]);
+                narrow(rate * A(0.5) * expm1_(lv), dl.v[k]);
+            }
+            if (!GRADIENT) continue;
+            store(dmu + start, j, dm);
+            store(dlogvar + start, j, dl);
         }
+        if (!VALUE) continue;
         total = block_sum(total);
         if (threadIdx.x == 0) kl[b] = total;
     }
 }
 
-// dkl: (B); mu, logvar, dmu, dlogvar: (B, D)
+template <class T, int N>
+__global__ void gaussian_kl_forward(const T* __restrict__ mu, const T* __restrict__ logvar,
+                                    typename Arithmetic<T>::type* __restrict__ kl,
+                                    typename Arithmetic<T>::type free_bits, i64 B, i64 D) {
+    gaussian_kl<T, N, true, false>(0, mu, logvar, kl, 0, 0, free_bits, B, D);
+}
+
 template <class T, int N>
 __global__ void gaussian_kl_backward(const typename Arithmetic<T>::type* __restrict__ dkl,
                                      const T* __restrict__ mu, const T* __restrict__ logvar,
                                      T* __restrict__ dmu, T* __restrict__ dlogvar,
                                      typename Arithmetic<T>::type free_bits, i64 B, i64 D) {
-    typedef typename Arithmetic<T>::type A;
-    for (i64 b = blockIdx.x; b < B; b += gridDim.x) {
-        i64 start = row_start(b, D);
-        for (i64 j = threadIdx.x; j < D / N; j += blockDim.x) {
-            Pack<T, N> m = load<N>(mu + start, j), l = load<N>(logvar + start, j), dm, dl;
-#pragma unroll
-            for (int k = 0; k < N; ++k) {
-                A mean = widen(m.v[k]), lv = widen(l.v[k]);
-                A rate = gaussian_kl_each(mean, lv) < free_bits ? A(0) : dkl[b];
-                narrow(rate * mean, dm.v[k]);
-                narrow(rate * A(0.5) * expm1_(lv), dl.v[k]);
-            }
-            store(dmu + start, j, dm);
-            store(dlogvar + start, j, dl);
-        }
-    }
+    gaussian_kl<T, N, false, true>(dkl, mu, logvar, 0, dmu, dlogvar, free_bits, B, D);
+}
+
+template <class T, int N>
+__global__ void gaussian_kl_value_and_grad(
+    const typename Arithmetic<T>::type* __restrict__ dkl, const T* __restrict__ mu,
+    const T* __restrict__ logvar, typename Arithmetic<T>::type* __restrict__ kl,
+    T* __restrict__ dmu, T* __restrict__ dlogvar, typename Arithmetic<T>::type free_bits, i64 B,
+    i64 D) {
+    gaussian_kl<T, N, true, true>(dkl, mu, logvar, kl, dmu, dlogvar, free_bits, B, D);
 }
 
 // ----------------------------------------------------------------------------- KL to N(mu2, var2)
-// mu, logvar, mu2, logvar2: (B, D); kl: (B)
-template <class T, int N>
-__global__ void gaussian_kl_between_forward(
-    const T* __restrict__ mu, const T* __restrict__ logvar, const T* __restrict__ mu2,
-    const T* __restrict__ logvar2, typename Arithmetic<T>::type* __restrict__ kl, i64 B, i64 D) {
-    typedef typename Arithmetic<T>::type A;
-    for (i64 b = blockIdx.x; b < B; b += gridDim.x) {
-        i64 start = row_start(b, D);
-        A total = A(0);
-        for (i64 j = threadIdx.x; j < D / N; j += blockDim.x) {
-            Pack<T, N> m = load<N>(mu + start, j), l = load<N>(logvar + start, j);
-            Pack<T, N> m2 = load<N>(mu2 + start, j), l2 = load<N>(logvar2 + start, j);
-#pragma unroll
-            for (int k = 0; k < N; ++k) {
-                A a = widen(m.v[k]) - widen(m2.v[k]), d = widen(l.v[k]) - widen(l2.v[k]);
-                total += a * a * exp_(-widen(l2.v[k])) + (expm1_(d) - d);
-            }
-        }
-        total = block_sum(total);
-        if (threadIdx.x == 0) kl[b] = A(0.5) * total;
-    }
-}
-
-// dkl: (B); all others: (B, D)
-template <class T, int N>
-__global__ void gaussian_kl_between_backward(
+// dkl, kl: (B); all others: (B, D); what is not asked for is null
+template <class T, int N, bool VALUE, bool GRADIENT>
+__device__ __forceinline__ void gaussian_kl_between(
     const typename Arithmetic<T>::type* __restrict__ dkl, const T* __restrict__ mu,
     const T* __restrict__ logvar, const T* __restrict__ mu2, const T* __restrict__ logvar2,
-    T* __restrict__ dmu, T* __restrict__ dlogvar, T* __restrict__ dmu2, T* __restrict__ dlogvar2,
-    i64 B, i64 D) {
+    typename Arithmetic<T>::type* __restrict__ kl, T* __restrict__ dmu, T* __restrict__ dlogvar,
+    T* __restrict__ dmu2, T* __restrict__ dlogvar2, i64 B, i64 D) {
     typedef typename Arithmetic<T>::type A;
     for (i64 b = blockIdx.x; b < B; b += gridDim.x) {
         i64 start = row_start(b, D);
-        A rate = dkl[b];
+        A total = A(0), rate = GRADIENT ? dkl[b] : A(0);
         for (i64 j = threadIdx.x; j < D / N; j += blockDim.x) {
             Pack<T, N> m = load<N>(mu + start, j), l = load<N>(logvar + start, j);
             Pack<T, N> m2 = load<N>(mu2 + start, j), l2 = load<N>(logvar2 + start, j);
             Pack<T, N> dm, dl, dm2, dl2;
 #pragma unroll
             for (int k = 0; k < N; ++k) {
-                A a = widen(m.v[k]) - widen(m2.v[k]);
-                A e = expm1_(widen(l.v[k]) - widen(l2.v[k])), s = a * exp_(-widen(l2.v[k]));
+                A a = widen(m.v[k]) - widen(m2.v[k]), d = widen(l.v[k]) - widen(l2.v[k]);
+                A e = expm1_(d), s = a * exp_(-widen(l2.v[k]));
+                if (VALUE) total += a * s + (e - d);
+                if (!GRADIENT) continue;
                 narrow(rate * s, dm.v[k]);
                 narrow(-rate * s, dm2.v[k]);
                 narrow(rate * A(0.5) * e, dl.v[k]);
                 narrow(-rate * A(0.5) * (a * s + e), dl2.v[k]);
             }
+            if (!GRADIENT) continue;
             store(dmu + start, j, dm);
             store(dlogvar + start, j, dl);
             store(dmu2 + start, j, dm2);
             store(dlogvar2 + start, j, dl2);
         }
+        if (!VALUE) continue;
+        total = block_sum(total);
+        if (threadIdx.x == 0) kl[b] = A(0.5) * total;
     }
+}
+
+template <class T, int N>
+__global__ void gaussian_kl_between_forward(
+    const T* __restrict__ mu, const T* __restrict__ logvar, const T* __restrict__ mu2,
+    const T* __restrict__ logvar2, typename Arithmetic<T>::type* __restrict__ kl, i64 B, i64 D) {
+    gaussian_kl_between<T, N, true, false>(0, mu, logvar, mu2, logvar2, kl, 0, 0, 0, 0, B, D);
+}
+
+template <class T, int N>
+__global__ void gaussian_kl_between_backward(
+    const typename Arithmetic<T>::type* __restrict__ dkl, const T* __restrict__ mu,
+    const T* __restrict__ logvar, const T* __restrict__ mu2, const T* __restrict__ logvar2,
+    T* __restrict__ dmu, T* __restrict__ dlogvar, T* __restrict__ dmu2, T* __restrict__ dlogvar2,
+    i64 B, i64 D) {
+    gaussian_kl_between<T, N, false, true>(dkl, mu, logvar, mu2, logvar2, 0, dmu, dlogvar, dmu2,
+                                           dlogvar2, B, D);
+}
+
+template <class T, int N>
+__global__ void gaussian_kl_between_value_and_grad(
+    const typename Arithmetic<T>::type* __restrict__ dkl, const T* __restrict__ mu,
+    const T* __restrict__ logvar, const T* __restrict__ mu2, const T* __restrict__ logvar2,
+    typename Arithmetic<T>::type* __restrict__ kl, T* __restrict__ dmu, T* __restrict__ dlogvar,
+    T* __restrict__ dmu2, T* __restrict__ dlogvar2, i64 B, i64 D) {
+    gaussian_kl_between<T, N, true, true>(dkl, mu, logvar, mu2, logvar2, kl, dmu, dlogvar, dmu2,
+                                          dlogvar2, B, D);
 }
 
 }  // namespace tinyvae

@@ -19,11 +19,13 @@ from ._cuda import over_elements, over_rows
 from ._dispatch import (
     arithmetic,
     check_dout,
+    check_rate,
     check_same_shape,
     check_weight,
     empty,
     jit_rows,
     kl_floor,
+    known_dout,
     rows,
     select,
 )
@@ -41,11 +43,8 @@ def reparameterize_forward(mu: Any, logvar: Any, eps: Any) -> Any:
     """
     mu, logvar, eps = check_same_shape(halves=True, mu=mu, logvar=logvar, eps=eps)
     z = empty(mu.shape, mu)
-    mu2, logvar2, eps2 = rows(mu), rows(logvar), rows(eps)
-    select(
-        mu, _reparameterize_forward_numpy, _reparameterize_forward_numba,
-        _reparameterize_forward_cuda,
-    )(mu2, logvar2, eps2, rows(z))  # fmt: skip
+    logvar2, eps2 = rows(logvar), rows(eps)
+    select(mu, *_REPARAMETERIZE)(logvar2, eps2, rows(mu), None, rows(z), None)
     return z, (logvar2, eps2, mu.shape)
 
 
@@ -57,43 +56,59 @@ def reparameterize_backward(dout: Any, saved: tuple) -> tuple:
     logvar, eps, shape = saved
     dz = check_dout(dout, shape, logvar)
     dlogvar = empty(shape, logvar)
-    select(
-        logvar, _reparameterize_backward_numpy, _reparameterize_backward_numba,
-        _reparameterize_backward_cuda,
-    )(rows(dz), logvar, eps, rows(dlogvar))  # fmt: skip
+    select(logvar, *_REPARAMETERIZE)(logvar, eps, None, rows(dz), None, rows(dlogvar))
     return dz, dlogvar, None
 
 
-def _reparameterize_forward_numpy(mu, logvar, eps, z):
-    z[:] = mu + np.exp(logvar / 2) * eps
+def reparameterize_value_and_grad(mu: Any, logvar: Any, eps: Any, dout: Any = 1.0) -> Any:
+    """Forward and backward in one pass over the data, for a dout known beforehand.
+
+    dout: dz (B, Z) or one number.  Returns z (B, Z), (dmu, dlogvar (B, Z), None).
+    """
+    mu, logvar, eps = check_same_shape(halves=True, mu=mu, logvar=logvar, eps=eps)
+    dz = known_dout(dout, mu.shape, mu)
+    z, dlogvar = empty(mu.shape, mu), empty(mu.shape, mu)
+    select(mu, *_REPARAMETERIZE)(
+        rows(logvar), rows(eps), rows(mu), rows(dz), rows(z), rows(dlogvar)
+    )
+    return z, (dz, dlogvar, None)
+
+
+# One body for all three: mu and z are None where z is not wanted, dz and dlogvar where no gradient.
+def _reparameterize_numpy(logvar, eps, mu, dz, z, dlogvar):
+    deviation = np.exp(logvar / 2) * eps
+    if z is not None:
+        z[:] = mu + deviation
+    if dlogvar is not None:
+        dlogvar[:] = dz * deviation / 2
 
 
 @jit_rows
-def _reparameterize_forward_numba(mu, logvar, eps, z):
-    half = z.dtype.type(0.5)
-    for i in range(z.shape[0]):
-        for j in range(z.shape[1]):
-            z[i, j] = mu[i, j] + exp(half * logvar[i, j]) * eps[i, j]
+def _reparameterize_numba(logvar, eps, mu, dz, z, dlogvar):
+    half = logvar.dtype.type(0.5)
+    for i in range(logvar.shape[0]):
+        for j in range(logvar.shape[1]):
+            deviation = exp(half * logvar[i, j]) * eps[i, j]
+            if z is not None:  # decided when the kernel is compiled, here and below
+                z[i, j] = mu[i, j] + deviation
+            if dlogvar is not None:
+                dlogvar[i, j] = half * dz[i, j] * deviation
 
 
-def _reparameterize_forward_cuda(mu, logvar, eps, z):
-    over_elements("gaussian.cu", "reparameterize_forward", mu.size, mu, logvar, eps, z)
+def _reparameterize_cuda(logvar, eps, mu, dz, z, dlogvar):
+    name, n = f"reparameterize_{_wanted(z, dlogvar)}", logvar.size
+    arrays = (a for a in (mu, dz, logvar, eps, z, dlogvar) if a is not None)
+    over_elements("gaussian.cu", name, n, *arrays)
 
 
-def _reparameterize_backward_numpy(dz, logvar, eps, dlogvar):
-    dlogvar[:] = dz * eps * np.exp(logvar / 2) / 2
+_REPARAMETERIZE = (_reparameterize_numpy, _reparameterize_numba, _reparameterize_cuda)
 
 
-@jit_rows
-def _reparameterize_backward_numba(dz, logvar, eps, dlogvar):
-    half = dz.dtype.type(0.5)
-    for i in range(dz.shape[0]):
-        for j in range(dz.shape[1]):
-            dlogvar[i, j] = dz[i, j] * eps[i, j] * half * exp(half * logvar[i, j])
-
-
-def _reparameterize_backward_cuda(dz, logvar, eps, dlogvar):
-    over_elements("gaussian.cu", "reparameterize_backward", dz.size, dz, logvar, eps, dlogvar)
+def _wanted(value: Any, gradient: Any) -> str:
+    """Which of the three CUDA kernels of a pair writes what is not None."""
+    if gradient is None:
+        return "forward"
+    return "backward" if value is None else "value_and_grad"
 
 
 # -------------------------------------------------------- the same, with the noise drawn inside
@@ -140,7 +155,7 @@ def _gaussian_sample_forward_numpy(mu, logvar, z, *numbers):
 def _gaussian_sample_forward_numba(mu, logvar, z, *numbers):
     eps = empty(z.shape, z)  # not z itself: a loop whose output is an input is not vectorized
     philox.normal_in_parts(eps.reshape(-1), *numbers)
-    _reparameterize_forward_numba(mu, logvar, eps, z)
+    _reparameterize_numba(logvar, eps, mu, None, z, None)
 
 
 def _gaussian_sample_forward_cuda(mu, logvar, z, *numbers):
@@ -155,7 +170,7 @@ def _gaussian_sample_backward_numpy(dz, logvar, dlogvar, *numbers):
 def _gaussian_sample_backward_numba(dz, logvar, dlogvar, *numbers):
     eps = empty(dz.shape, dz)
     philox.normal_in_parts(eps.reshape(-1), *numbers)
-    _reparameterize_backward_numba(dz, logvar, eps, dlogvar)
+    _reparameterize_numba(logvar, eps, None, dz, None, dlogvar)
 
 
 def _gaussian_sample_backward_cuda(dz, logvar, dlogvar, *numbers):
@@ -174,14 +189,9 @@ def gaussian_kl_forward(mu: Any, logvar: Any, *, free_bits: float = 0.0) -> Any:
     Returns kl (B,), saved.
     Raises ValueError if the shapes differ or free_bits is negative, TypeError for dtypes, devices.
     """
-    mu, logvar = check_same_shape(halves=True, mu=mu, logvar=logvar)
-    check_weight(free_bits=free_bits)
-    number = arithmetic(mu.dtype)
-    mu2, logvar2, kl = rows(mu), rows(logvar), empty(mu.shape[:1], mu, number)
-    free = kl_floor(free_bits, number)
-    select(mu, _gaussian_kl_forward_numpy, _gaussian_kl_forward_numba, _gaussian_kl_forward_cuda)(
-        mu2, logvar2, kl, free
-    )
+    mu, logvar, kl, free = _kl_arguments(mu, logvar, free_bits)
+    mu2, logvar2 = rows(mu), rows(logvar)
+    select(mu, *_GAUSSIAN_KL)(mu2, logvar2, None, kl, None, None, free)
     return kl, (mu2, logvar2, free, mu.shape)
 
 
@@ -193,54 +203,68 @@ def gaussian_kl_backward(dout: Any, saved: tuple) -> tuple:
     mu, logvar, free, shape = saved
     dkl = check_dout(dout, shape[:1], mu, free.dtype)
     dmu, dlogvar = empty(shape, mu), empty(shape, mu)
-    select(
-        mu, _gaussian_kl_backward_numpy, _gaussian_kl_backward_numba, _gaussian_kl_backward_cuda
-    )(dkl, mu, logvar, rows(dmu), rows(dlogvar), free)
+    select(mu, *_GAUSSIAN_KL)(mu, logvar, dkl, None, rows(dmu), rows(dlogvar), free)
     return dmu, dlogvar
 
 
-def _gaussian_kl_forward_numpy(mu, logvar, kl, free_bits):
+def gaussian_kl_value_and_grad(
+    mu: Any, logvar: Any, dout: Any = 1.0, *, free_bits: float = 0.0
+) -> Any:
+    """Forward and backward in one pass over the data, for a dout known beforehand.
+
+    dout: (B,) or one number, beta/B for the mean of a loss.
+    Returns kl (B,), (dmu, dlogvar (B, Z)).
+    """
+    mu, logvar, kl, free = _kl_arguments(mu, logvar, free_bits)
+    dkl, dmu, dlogvar = check_rate(dout, mu), empty(mu.shape, mu), empty(mu.shape, mu)
+    select(mu, *_GAUSSIAN_KL)(rows(mu), rows(logvar), dkl, kl, rows(dmu), rows(dlogvar), free)
+    return kl, (dmu, dlogvar)
+
+
+def _kl_arguments(mu: Any, logvar: Any, free_bits: float) -> tuple:
+    """mu and logvar, checked; memory for kl; the floor of a latent's KL."""
+    mu, logvar = check_same_shape(halves=True, mu=mu, logvar=logvar)
+    check_weight(free_bits=free_bits)
+    number = arithmetic(mu.dtype)
+    return mu, logvar, empty(mu.shape[:1], mu, number), kl_floor(free_bits, number)
+
+
+# One body for all three: kl is None where it is not wanted, dkl, dmu, dlogvar where no gradient is.
+def _gaussian_kl_numpy(mu, logvar, dkl, kl, dmu, dlogvar, free_bits):
     kl_each = 0.5 * (mu**2 + np.expm1(logvar) - logvar)
-    kl[:] = np.maximum(kl_each, free_bits).sum(axis=1)
+    if kl is not None:
+        kl[:] = np.maximum(kl_each, free_bits).sum(axis=1)
+    if dmu is not None:
+        rate = np.where(kl_each < free_bits, 0, dkl[:, None])
+        dmu[:] = rate * mu
+        dlogvar[:] = rate * np.expm1(logvar) / 2
 
 
 @jit_rows
-def _gaussian_kl_forward_numba(mu, logvar, kl, free_bits):
-    zero, half = kl.dtype.type(0), kl.dtype.type(0.5)
+def _gaussian_kl_numba(mu, logvar, dkl, kl, dmu, dlogvar, free_bits):
+    zero, half = mu.dtype.type(0), mu.dtype.type(0.5)
     for i in range(mu.shape[0]):
         total = zero
-        for j in range(mu.shape[1]):
-            kl_each = half * (mu[i, j] * mu[i, j] + (expm1(logvar[i, j]) - logvar[i, j]))
-            total += free_bits if kl_each < free_bits else kl_each
-        kl[i] = total
-
-
-def _gaussian_kl_forward_cuda(mu, logvar, kl, free_bits):
-    over_rows("gaussian.cu", "gaussian_kl_forward", mu.shape, mu, logvar, kl, free_bits)
-
-
-def _gaussian_kl_backward_numpy(dkl, mu, logvar, dmu, dlogvar, free_bits):
-    kl_each = 0.5 * (mu**2 + np.expm1(logvar) - logvar)
-    rate = np.where(kl_each < free_bits, 0, dkl[:, None])
-    dmu[:] = rate * mu
-    dlogvar[:] = rate * np.expm1(logvar) / 2
-
-
-@jit_rows
-def _gaussian_kl_backward_numba(dkl, mu, logvar, dmu, dlogvar, free_bits):
-    zero, half = dkl.dtype.type(0), dkl.dtype.type(0.5)
-    for i in range(mu.shape[0]):
-        given = dkl[i]  # read once: else LLVM does not vectorize the loop
+        if dmu is not None:  # decided when the kernel is compiled, here and below
+            given = dkl[i]  # read once: else LLVM does not vectorize the loop
         for j in range(mu.shape[1]):
             m, e = mu[i, j], expm1(logvar[i, j])
-            rate = zero if half * (m * m + (e - logvar[i, j])) < free_bits else given
-            dmu[i, j] = rate * m
-            dlogvar[i, j] = rate * half * e
+            kl_each = half * (m * m + (e - logvar[i, j]))
+            total += free_bits if kl_each < free_bits else kl_each
+            if dmu is not None:
+                rate = zero if kl_each < free_bits else given
+                dmu[i, j] = rate * m
+                dlogvar[i, j] = rate * half * e
+        if kl is not None:
+            kl[i] = total
 
 
-def _gaussian_kl_backward_cuda(dkl, mu, logvar, dmu, dlogvar, free_bits):
-    arguments = (dkl, mu, logvar, dmu, dlogvar, free_bits)
-    over_rows("gaussian.cu", "gaussian_kl_backward", mu.shape, *arguments)
+def _gaussian_kl_cuda(mu, logvar, dkl, kl, dmu, dlogvar, free_bits):
+    arrays = (a for a in (dkl, mu, logvar, kl, dmu, dlogvar) if a is not None)
+    over_rows("gaussian.cu", f"gaussian_kl_{_wanted(kl, dmu)}", mu.shape, *arrays, free_bits)
+
+
+_GAUSSIAN_KL = (_gaussian_kl_numpy, _gaussian_kl_numba, _gaussian_kl_cuda)
 
 
 # --------------------------------------------------------------------------- KL to N(mu2, var2)
@@ -252,14 +276,9 @@ def gaussian_kl_between_forward(mu: Any, logvar: Any, mu2: Any, logvar2: Any) ->
     Returns kl (B,), saved.
     Raises ValueError if the shapes differ, TypeError if the dtypes or devices do.
     """
-    arrays = check_same_shape(halves=True, mu=mu, logvar=logvar, mu2=mu2, logvar2=logvar2)
-    shape, number = arrays[0].shape, arithmetic(arrays[0].dtype)
-    kl, flat = empty(shape[:1], arrays[0], number), tuple(rows(a) for a in arrays)
-    select(
-        kl, _gaussian_kl_between_forward_numpy, _gaussian_kl_between_forward_numba,
-        _gaussian_kl_between_forward_cuda,
-    )(*flat, kl)  # fmt: skip
-    return kl, (flat, shape)
+    arrays, shape, kl = _between_arguments(mu, logvar, mu2, logvar2)
+    select(kl, *_GAUSSIAN_KL_BETWEEN)(*arrays, None, kl, None, None, None, None)
+    return kl, (arrays, shape)
 
 
 def gaussian_kl_between_backward(dout: Any, saved: tuple) -> tuple:
@@ -271,59 +290,78 @@ def gaussian_kl_between_backward(dout: Any, saved: tuple) -> tuple:
     arrays, shape = saved
     dkl = check_dout(dout, shape[:1], arrays[0], arithmetic(arrays[0].dtype))
     gradients = tuple(empty(shape, arrays[0]) for _ in range(4))
-    select(
-        dkl, _gaussian_kl_between_backward_numpy, _gaussian_kl_between_backward_numba,
-        _gaussian_kl_between_backward_cuda,
-    )(dkl, *arrays, *(rows(g) for g in gradients))  # fmt: skip
+    select(dkl, *_GAUSSIAN_KL_BETWEEN)(*arrays, dkl, None, *(rows(g) for g in gradients))
     return gradients
 
 
-def _gaussian_kl_between_forward_numpy(mu, logvar, mu2, logvar2, kl):
-    d = logvar - logvar2
-    kl[:] = 0.5 * ((mu - mu2) ** 2 * np.exp(-logvar2) + np.expm1(d) - d).sum(axis=1)
+def gaussian_kl_between_value_and_grad(
+    mu: Any, logvar: Any, mu2: Any, logvar2: Any, dout: Any = 1.0
+) -> Any:
+    """Forward and backward in one pass over the data, for a dout known beforehand.
+
+    dout: (B,) or one number, beta/B for the mean of a loss.
+    Returns kl (B,), (dmu, dlogvar, dmu2, dlogvar2 (B, Z)).
+    """
+    arrays, shape, kl = _between_arguments(mu, logvar, mu2, logvar2)
+    dkl, gradients = check_rate(dout, arrays[0]), tuple(empty(shape, arrays[0]) for _ in range(4))
+    select(kl, *_GAUSSIAN_KL_BETWEEN)(*arrays, dkl, kl, *(rows(g) for g in gradients))
+    return kl, gradients
 
 
-@jit_rows
-def _gaussian_kl_between_forward_numba(mu, logvar, mu2, logvar2, kl):
-    zero, half = kl.dtype.type(0), kl.dtype.type(0.5)
-    for i in range(mu.shape[0]):
-        total = zero
-        for j in range(mu.shape[1]):
-            a, d = mu[i, j] - mu2[i, j], logvar[i, j] - logvar2[i, j]
-            total += a * a * exp(-logvar2[i, j]) + (expm1(d) - d)
-        kl[i] = half * total
+def _between_arguments(mu: Any, logvar: Any, mu2: Any, logvar2: Any) -> tuple:
+    """The arrays as rows, checked; their shape; memory for kl."""
+    arrays = check_same_shape(halves=True, mu=mu, logvar=logvar, mu2=mu2, logvar2=logvar2)
+    first, shape = arrays[0], arrays[0].shape
+    return tuple(rows(a) for a in arrays), shape, empty(shape[:1], first, arithmetic(first.dtype))
 
 
-def _gaussian_kl_between_forward_cuda(mu, logvar, mu2, logvar2, kl):
-    arguments = (mu, logvar, mu2, logvar2, kl)
-    over_rows("gaussian.cu", "gaussian_kl_between_forward", mu.shape, *arguments)
-
-
-def _gaussian_kl_between_backward_numpy(
-    dkl, mu, logvar, mu2, logvar2, dmu, dlogvar, dmu2, dlogvar2
-):
-    dkl = dkl[:, None]
+# One body for all three: kl is None where it is not wanted, dkl and the others where no gradient.
+def _gaussian_kl_between_numpy(
+    mu, logvar, mu2, logvar2, dkl, kl, dmu, dlogvar, dmu2, dlogvar2
+):  # fmt: skip
     a, d = mu - mu2, logvar - logvar2
     m = a * np.exp(-logvar2)
-    dmu[:], dmu2[:] = dkl * m, -dkl * m
-    dlogvar[:] = dkl * np.expm1(d) / 2
-    dlogvar2[:] = -dkl * (a * m + np.expm1(d)) / 2
+    if kl is not None:
+        kl[:] = 0.5 * (a * m + np.expm1(d) - d).sum(axis=1)
+    if dmu is not None:
+        dkl = dkl[:, None]
+        dmu[:], dmu2[:] = dkl * m, -dkl * m
+        dlogvar[:] = dkl * np.expm1(d) / 2
+        dlogvar2[:] = -dkl * (a * m + np.expm1(d)) / 2
 
 
 @jit_rows
-def _gaussian_kl_between_backward_numba(
-    dkl, mu, logvar, mu2, logvar2, dmu, dlogvar, dmu2, dlogvar2
-):
-    half = dkl.dtype.type(0.5)
+def _gaussian_kl_between_numba(
+    mu, logvar, mu2, logvar2, dkl, kl, dmu, dlogvar, dmu2, dlogvar2
+):  # fmt: skip
+    zero, half = mu.dtype.type(0), mu.dtype.type(0.5)
     for i in range(mu.shape[0]):
+        total = zero
+        if dmu is not None:  # decided when the kernel is compiled, here and below
+            given = dkl[i]
         for j in range(mu.shape[1]):
-            a, e = mu[i, j] - mu2[i, j], expm1(logvar[i, j] - logvar2[i, j])
-            m = a * exp(-logvar2[i, j])
-            dmu[i, j] = dkl[i] * m
-            dmu2[i, j] = -dkl[i] * m
-            dlogvar[i, j] = dkl[i] * half * e
-            dlogvar2[i, j] = -dkl[i] * half * (a * m + e)
+            a, d = mu[i, j] - mu2[i, j], logvar[i, j] - logvar2[i, j]
+            m, e = a * exp(-logvar2[i, j]), expm1(d)
+            total += a * m + (e - d)
+            if dmu is not None:
+                dmu[i, j] = given * m
+                dmu2[i, j] = -given * m
+                dlogvar[i, j] = given * half * e
+                dlogvar2[i, j] = -given * half * (a * m + e)
+        if kl is not None:
+            kl[i] = half * total
 
 
-def _gaussian_kl_between_backward_cuda(dkl, mu, *arguments):
-    over_rows("gaussian.cu", "gaussian_kl_between_backward", mu.shape, dkl, mu, *arguments)
+def _gaussian_kl_between_cuda(
+    mu, logvar, mu2, logvar2, dkl, kl, dmu, dlogvar, dmu2, dlogvar2
+):  # fmt: skip
+    arrays = (dkl, mu, logvar, mu2, logvar2, kl, dmu, dlogvar, dmu2, dlogvar2)
+    name = f"gaussian_kl_between_{_wanted(kl, dmu)}"
+    over_rows("gaussian.cu", name, mu.shape, *(a for a in arrays if a is not None))
+
+
+_GAUSSIAN_KL_BETWEEN = (
+    _gaussian_kl_between_numpy,
+    _gaussian_kl_between_numba,
+    _gaussian_kl_between_cuda,
+)

@@ -127,7 +127,7 @@ def _importance_numpy(nll_body, x, parameters, ones, each, dparameters, constant
     wide = np.repeat(x, log_ratio.shape[1], axis=0)  # (B, D) -> (B K, D)
     nll_body(*parameters, wide, ones.reshape(-1), each.reshape(-1), *dparameters, *constants)
     nll[:], kl[:] = each.mean(axis=1), log_ratio.mean(axis=1)
-    _log_mean_exp_numpy(-each - beta * log_ratio, bound, weights)
+    _log_mean_exp_numpy(-each - beta * log_ratio, None, bound, weights)
     if dlog_ratio is not None:
         rate = -dout[:, None] * weights
         dlog_ratio[:] = beta * rate
@@ -153,7 +153,7 @@ def _weigh_numba(b, each, log_ratio, dout, bound, nll, kl, weights, dlog_ratio, 
         each[b, k] = -each[b, k] - beta * log_ratio[b, k]
     nll[b], kl[b] = total / each.dtype.type(K), ratio / each.dtype.type(K)
     end = b + 1
-    _log_mean_exp_numba(each[b:end], bound[b:end], weights[b:end])
+    _log_mean_exp_numba(each[b:end], None, bound[b:end], weights[b:end])
     if dlog_ratio is not None:  # decided when the kernel is compiled, here and below
         rate = -beta * dout[b]
         for k in range(K):

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from ._dispatch import (
+    apart,
     arithmetic,
     check_floats,
     check_same_shape,
@@ -200,7 +201,8 @@ def _logistic_mixture_nll_numba(
     dtype = nll.dtype.type
     one, round_up = dtype(1), dtype(0.5)
     block = max(1, BLOCK // K)
-    tops, work = np.empty((2, block), nll.dtype), np.empty((3, block, K), nll.dtype)
+    tops = np.empty((2, block), nll.dtype)
+    work = apart(3 * block * K, nll.dtype).reshape(3, block, K)
     for i in range(logit_weight.shape[0]):
         nats = 0.0  # float64: a row may have thousands of positions
         for first in range(0, P, block):

@@ -11,8 +11,19 @@ from typing import Any
 import numpy as np
 
 from ._cuda import launch, typed
-from ._dispatch import check_dout, check_floats, contiguous, empty, jit, jit_rows, select
-from .gaussian import gaussian_kl_backward, gaussian_kl_forward
+from ._dispatch import (
+    arithmetic,
+    check_dout,
+    check_floats,
+    check_same_shape,
+    contiguous,
+    empty,
+    jit,
+    jit_rows,
+    known_dout,
+    select,
+)
+from .gaussian import gaussian_kl_backward, gaussian_kl_forward, gaussian_kl_value_and_grad
 
 
 def total_forward(values: Any) -> Any:
@@ -117,3 +128,17 @@ def gaussian_kl_total_backward(dout: Any, saved: tuple) -> tuple:
     saved_rows, saved_total = saved
     (dkl,) = total_backward(dout, saved_total)
     return gaussian_kl_backward(dkl, saved_rows)
+
+
+def gaussian_kl_total_value_and_grad(
+    mu: Any, logvar: Any, dout: Any = 1.0, *, free_bits: float = 0.0
+) -> Any:
+    """Forward and backward in one pass over the data, for a dout known beforehand.
+
+    dout: () or one number, beta/B for the mean of a loss.  Returns kl (), (dmu, dlogvar (B, Z)).
+    """
+    mu, logvar = check_same_shape(halves=True, mu=mu, logvar=logvar)
+    dtotal = known_dout(dout, (), mu, arithmetic(mu.dtype))
+    (dkl,) = total_backward(dtotal, (mu.shape[:1], dtotal))
+    kl, gradients = gaussian_kl_value_and_grad(mu, logvar, dkl, free_bits=free_bits)
+    return total_forward(kl)[0], gradients

@@ -40,12 +40,15 @@ KERNELS: dict[str, dict[str, tuple[str, ...]]] = {
     "gaussian.cu": {
         "reparameterize_forward": wide(ALL),
         "reparameterize_backward": wide(ALL),
+        "reparameterize_value_and_grad": wide(ALL),
         "gaussian_sample_forward": noise(ALL),
         "gaussian_sample_backward": noise(ALL),
         "gaussian_kl_forward": wide(ALL),
         "gaussian_kl_backward": wide(ALL),
+        "gaussian_kl_value_and_grad": wide(ALL),
         "gaussian_kl_between_forward": wide(ALL),
         "gaussian_kl_between_backward": wide(ALL),
+        "gaussian_kl_between_value_and_grad": wide(ALL),
     },
     "likelihood.cu": {
         "bernoulli_nll": wide(ALL),
@@ -88,6 +91,7 @@ KERNELS: dict[str, dict[str, tuple[str, ...]]] = {
     "activation.cu": {
         "bias_activation_forward": each(wide(), len(ACTIVATIONS)),
         "bias_activation_backward": each(wide(), len(ACTIVATIONS)),
+        "bias_activation_value_and_grad": each(wide(), len(ACTIVATIONS)),
         "column_sums": ("float, 1", "double, 1"),
     },
     "total.cu": {"total": FLOATS, "spread": FLOATS},

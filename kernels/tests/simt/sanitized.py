@@ -21,6 +21,7 @@ from tinyvae_kernels.activation import (
     ACTIVATIONS,
     bias_activation_backward,
     bias_activation_forward,
+    bias_activation_value_and_grad,
 )
 
 from . import build, instances
@@ -42,17 +43,21 @@ def moved(gpu: SimtDevice, value: Any) -> Any:
 
 
 def run_pair(gpu: SimtDevice, name: str, B: int, D: int, dtype: np.dtype) -> None:
-    """Forward and backward of a pair, unless it refuses half precision."""
+    """Forward and backward of a pair, and both at once, unless it refuses half precision."""
     case, dout = backends.example(name, B, D, dtype)
     forward, backward = kernels.PAIRS[name]
     options = {key: moved(gpu, value) for key, value in case.options.items()}
+    arrays = [moved(gpu, array) for array in case.arrays]
     try:
-        out, saved = forward(*(moved(gpu, array) for array in case.arrays), **options)
+        out, saved = forward(*arrays, **options)
     except TypeError as error:
         if dtype in HALVES and "must be float32 or float64" in str(error):
             return
         raise
-    backward(moved(gpu, dout.astype(out.dtype)), saved)
+    dout = moved(gpu, dout.astype(out.dtype))
+    backward(dout, saved)
+    if at_once := getattr(kernels, f"{name}_value_and_grad", None):
+        at_once(*arrays, dout, **options)
 
 
 def run_other_instances(gpu: SimtDevice, dtype: np.dtype) -> None:
@@ -68,6 +73,7 @@ def run_other_instances(gpu: SimtDevice, dtype: np.dtype) -> None:
     for activation, width in itertools.product(ACTIVATIONS, (33, 64)):
         x = gpu.xp.asarray(np.ones((40, width), dtype))
         bias_activation_backward(*bias_activation_forward(x, x[0], activation=activation))
+        bias_activation_value_and_grad(x, x[0], activation=activation)
 
 
 def run_wide_mixtures(gpu: SimtDevice, dtype: np.dtype) -> None:
