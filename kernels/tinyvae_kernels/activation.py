@@ -186,12 +186,18 @@ def _tiled(bias):
     return tile
 
 
+def _more(code: int) -> int | None:
+    """None for the two kinds that most networks have: the loops of all others take 2 s to compile.
+
+    Whether an argument is None is decided when a kernel is compiled.
+    """
+    return None if code in (IDENTITY, RELU) else code
+
+
 @jit
-def _activate(x, tile, y, code):
+def _activate(x, tile, y, code, more):
     """y = activation(x + tile), one loop for each kind."""
-    dtype = y.dtype.type
-    zero, one, two, slope, far = dtype(0), dtype(1), dtype(2), dtype(SLOPE), dtype(FAR)
-    factor, cubic = dtype(SQRT_2_PI), dtype(CUBIC)
+    zero = y.dtype.type(0)
     if code == RELU:
         for k in range(x.shape[0]):
             u = x[k] + tile[k]
@@ -199,31 +205,41 @@ def _activate(x, tile, y, code):
         return
     for k in range(x.shape[0]):
         y[k] = x[k] + tile[k]
+    if more is not None:
+        _bend(y, code)
+
+
+@jit
+def _bend(y, code):
+    """y = activation(y), of the other kinds."""
+    dtype = y.dtype.type
+    zero, one, two, slope, far = dtype(0), dtype(1), dtype(2), dtype(SLOPE), dtype(FAR)
+    factor, cubic = dtype(SQRT_2_PI), dtype(CUBIC)
     if code == LEAKY_RELU:
-        for k in range(x.shape[0]):
+        for k in range(y.shape[0]):
             y[k] = y[k] if y[k] > zero else slope * y[k]
     elif code == ELU:
-        for k in range(x.shape[0]):
+        for k in range(y.shape[0]):
             below = expm1(zero if y[k] > zero else y[k])  # NaN stays
             y[k] = y[k] if y[k] > zero else below
     elif code == SIGMOID:
-        for k in range(x.shape[0]):
+        for k in range(y.shape[0]):
             e = exp_negative(-abs(y[k]))
             y[k] = (one if y[k] >= zero else e) / (one + e)
     elif code == TANH:
-        for k in range(x.shape[0]):
+        for k in range(y.shape[0]):
             m = expm1(-abs(y[k] + y[k]))  # tanh|u| = -m / (2 + m), nothing cancels
             t = -m / (two + m)
             y[k] = t if y[k] >= zero else -t
     elif code == SOFTPLUS:
-        for k in range(x.shape[0]):
+        for k in range(y.shape[0]):
             y[k] = (y[k] if y[k] > zero else zero) + log1p01(exp_negative(-abs(y[k])))
     elif code == SILU:
-        for k in range(x.shape[0]):
+        for k in range(y.shape[0]):
             e = exp_negative(-abs(y[k]))
             y[k] *= (one if y[k] >= zero else e) / (one + e)
     elif code == GELU:
-        for k in range(x.shape[0]):
+        for k in range(y.shape[0]):
             u = min(max(y[k], -far), far)
             g = two * factor * (u + cubic * (u * u * u))
             e = exp_negative(-abs(g))
@@ -231,23 +247,24 @@ def _activate(x, tile, y, code):
 
 
 @jit_rows.sharing("bias")
-def _bias_activation_forward_numba(x, bias, y, code):
+def _bias_activation_forward_rows(x, bias, y, code, more):
     tile, flat, flat_y = _tiled(bias).reshape(-1), x.reshape(-1), y.reshape(-1)
     for start in range(0, flat.shape[0], max(1, tile.shape[0])):
         stop = start + tile.shape[0]
-        _activate(flat[start:stop], tile, flat_y[start:stop], code)
+        _activate(flat[start:stop], tile, flat_y[start:stop], code, more)
+
+
+def _bias_activation_forward_numba(x, bias, y, code):
+    _bias_activation_forward_rows(x, bias, y, code, _more(code))
 
 
 @jit
 def _slopes(dy, kept, tile, dx, code):
-    """dx = dy activation'(x + tile), one loop for each kind but relu."""
+    """dx = dy activation'(x + tile), one loop for each of the other kinds."""
     dtype = dx.dtype.type
     zero, one, two, slope, far = dtype(0), dtype(1), dtype(2), dtype(SLOPE), dtype(FAR)
     factor, cubic = dtype(SQRT_2_PI), dtype(CUBIC)
-    if code == IDENTITY:
-        for k in range(dy.shape[0]):
-            dx[k] = dy[k]
-    elif code == LEAKY_RELU:
+    if code == LEAKY_RELU:
         for k in range(dy.shape[0]):
             dx[k] = dy[k] * (one if kept[k] > zero else slope)
     elif code == ELU:
@@ -299,7 +316,7 @@ def _relu_slopes(dy, x, y, tile, dx, sums):
 
 
 @jit
-def _bias_activation_backward_rows(dy, x, kept, bias, dx, total, code):
+def _bias_activation_backward_rows(dy, x, kept, bias, dx, total, code, more):
     """dx of some rows, and their sum, float64, to total (C,); y first if x is not None."""
     wide = _tiled(bias)
     tile, sums = wide.reshape(-1), apart(wide.size, np.float64)
@@ -316,9 +333,12 @@ def _bias_activation_backward_rows(dy, x, kept, bias, dx, total, code):
             _relu_slopes(flat_dy[start:stop], given, near, tile, part, sums)
             continue
         if x is not None:
-            _activate(given, tile, near, code)
+            _activate(given, tile, near, code, more)
             near = given if code >= SILU else near
-        _slopes(flat_dy[start:stop], near, tile, part, code)
+        if more is not None:
+            _slopes(flat_dy[start:stop], near, tile, part, code)
+        else:
+            part[:] = flat_dy[start:stop]
         for k in range(part.shape[0]):
             sums[k] += part[k]
     total[:] = 0
@@ -337,20 +357,21 @@ def _add_parts(totals, dbias):
 
 
 @jit_rows.sharing("cuts", "dy", "x", "kept", "bias", "dx")
-def _bias_activation_backward_parts(parts, cuts, dy, x, kept, bias, dx, totals, code):
+def _bias_activation_backward_parts(parts, cuts, dy, x, kept, bias, dx, totals, code, more):
     """Those of all parts that have these numbers, each with a row of totals."""
     for i in range(parts.shape[0]):
         rows = slice(cuts[parts[i]], cuts[parts[i] + 1])
         given = None if x is None else x[rows]
         _bias_activation_backward_rows(
-            dy[rows], given, kept[rows], bias, dx[rows], totals[i], code
+            dy[rows], given, kept[rows], bias, dx[rows], totals[i], code, more
         )  # fmt: skip
 
 
 def _bias_activation_backward_numba(dy, x, kept, bias, dx, dbias, code):
     count = _threads.parts((dy,))
     cuts, totals = len(dy) * np.arange(count + 1) // count, np.empty((count, len(bias)))
-    _bias_activation_backward_parts(np.arange(count), cuts, dy, x, kept, bias, dx, totals, code)
+    arrays = (dy, x, kept, bias, dx, totals)
+    _bias_activation_backward_parts(np.arange(count), cuts, *arrays, code, _more(code))
     _add_parts(totals, dbias)
 
 
