@@ -22,7 +22,7 @@ from . import _math
 from ._dispatch import contiguous, empty, jit, jit_rows, select
 from .arena import scratch
 from .patches import Geometry, col2im_forward, im2col_forward
-from .product import DEPTH, ROWS, product, tiles, transpose
+from .product import DEPTH, ROWS, _multiples, product, tiles, transpose
 
 # Numbers in the patches of one part: 1 MB of float32, about a core's second-level cache.
 PART = 2**18
@@ -134,6 +134,13 @@ def _tables(g: Geometry, images: int, itemsize: int) -> tuple[np.ndarray, np.nda
 
 
 @jit
+def _clear(room, images):
+    for i in range(images):
+        for k in range(room.shape[1]):
+            room[i, k] = 0
+
+
+@jit
 def _put(x, first, count, room, g):
     """Some images into the middle of their margins; returns the address of the first."""
     if g.padding == 0:
@@ -152,8 +159,8 @@ def _put(x, first, count, room, g):
 @jit_rows.sharing("w", "positions", "offsets", each=1)
 def _correlate_numba(x, out, w, room, images, positions, offsets, g, tiles):
     (K, O), each = w.shape, g.P * g.Q  # noqa: E741
-    below = np.arange(min(ROWS, len(positions))) * out.strides[0]
-    room[:images] = 0
+    below = _multiples(out.strides[0], len(positions), ROWS)
+    _clear(room, images)
     for first in range(0, len(x), images):
         count = min(images, len(x) - first)
         a = _put(x, first, count, room, g)
@@ -171,8 +178,8 @@ def _correlate_numba(x, out, w, room, images, positions, offsets, g, tiles):
 @jit
 def _correlate_by_numba(out, x, y, room, images, positions, offsets, g, tiles):
     (K, O), each = out.shape, g.P * g.Q  # noqa: E741
-    below = np.arange(K) * out.strides[0]
-    room[:images] = 0
+    below = _multiples(out.strides[0], K, K)
+    _clear(room, images)
     for first in range(0, len(x), images):
         count = min(images, len(x) - first)
         a = _put(x, first, count, room, g)

@@ -65,7 +65,7 @@ ROWS, DEPTH = 480, 512
 def _product_numba(out, a, b, accumulate, tiles):
     (N, K), M = a.shape, b.shape[1]
     if K == 0 and accumulate == 0:
-        out[:] = 0
+        out.fill(0)
     rows, below = _multiples(a.strides[0], N, ROWS), _multiples(out.strides[0], N, ROWS)
     steps = _multiples(a.strides[1], K, DEPTH)
     for k in range(0, K, DEPTH):
