@@ -12,13 +12,7 @@ KERNELS = Path(__file__).parents[1]
 
 os.environ.setdefault("NUMBA_CACHE_DIR", str(KERNELS.parent / ".pytest_cache" / "numba"))
 
-settings.register_profile("dev", max_examples=10, deadline=None)
-settings.register_profile(
-    "ci",
-    max_examples=100,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+NO_CLOCK = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}  # a busy machine
+settings.register_profile("dev", max_examples=10, **NO_CLOCK)
+settings.register_profile("ci", max_examples=100, derandomize=True, database=None, **NO_CLOCK)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
