@@ -143,6 +143,26 @@ def _means(B: int, D: int) -> Shape:
     return (B * D // SAMPLES,)
 
 
+def _drawn(B: int, D: int) -> Shape:
+    return (max(1, B // SAMPLES), SAMPLES, D)
+
+
+def _drawn_rows(B: int, D: int) -> Shape:
+    return (max(1, B // SAMPLES), D)
+
+
+def _drawn_weights(B: int, D: int) -> Shape:
+    return (max(1, B // SAMPLES), SAMPLES)
+
+
+def _drawn_means(B: int, D: int) -> Shape:
+    return (max(1, B // SAMPLES),)
+
+
+def _decoded(B: int, D: int) -> Shape:
+    return (max(1, B // SAMPLES) * SAMPLES, D)
+
+
 def _columns(B: int, D: int) -> Shape:
     return (D,)
 
@@ -206,6 +226,10 @@ MIXTURE = (
     argument("mu", "normal", _gaussians), argument("logvar", "logvar", _gaussians),
 )  # fmt: skip
 MIXTURE_NOTE = f"z (B D / {GAUSSIANS * Z}, {Z}), {GAUSSIANS} Gaussians"
+EPS = argument("eps", "normal", _drawn, data=True)
+X_DRAWN = argument("x", "normal", _drawn_rows, data=True)
+RATIO = argument("log_ratio", "normal", _drawn_weights)
+DRAWN_NOTE = f"K = {SAMPLES} samples of each of B / {SAMPLES} rows"
 PATCHES_NOTE = "n = B D / 25088 images of 28 x 28 x 32, 4 x 4 patches, stride 2"
 
 KERNELS = {
@@ -261,6 +285,36 @@ KERNELS = {
         Kernel(
             "log_mean_exp", (argument("log_w", "log_weights", _samples),), _means,
             note=f"(B D / {SAMPLES}, {SAMPLES})",
+        ),
+        Kernel(
+            "reparameterize_samples",
+            (argument("mu", "normal", _drawn_rows), argument("logvar", "logvar", _drawn_rows), EPS),
+            _drawn, note=f"{DRAWN_NOTE}, Z = D",
+        ),
+        Kernel(
+            "gaussian_log_ratio",
+            (argument("z", "normal", _drawn), argument("logvar", "logvar", _drawn_rows), EPS),
+            _drawn_weights, note=f"{DRAWN_NOTE}, Z = D",
+        ),
+        Kernel(
+            "bernoulli_iwae",
+            (
+                argument("logits", "logits", _decoded),
+                argument("x", "bits", _drawn_rows, data=True), RATIO,
+            ),
+            _drawn_means, note=DRAWN_NOTE,
+        ),
+        Kernel(
+            "gaussian_iwae",
+            (
+                argument("x_mu", "normal", _decoded), argument("x_logvar", "logvar", _decoded),
+                X_DRAWN, RATIO,
+            ),
+            _drawn_means, note=DRAWN_NOTE,
+        ),
+        Kernel(
+            "gaussian_fixed_iwae", (argument("x_mu", "normal", _decoded), X_DRAWN, RATIO),
+            _drawn_means, {"variance": 0.5}, note=DRAWN_NOTE,
         ),
         Kernel("mixture_log_prob", MIXTURE, _mixed_rows, note=MIXTURE_NOTE),
         Kernel("mixture_marginal_log_prob", MIXTURE, _mixed, note=MIXTURE_NOTE),

@@ -118,6 +118,33 @@ def reparameterize(mu: Any, logvar: Any, eps: Any) -> Any:
     return mu + jnp.exp(0.5 * logvar) * eps
 
 
+def reparameterize_samples(mu: Any, logvar: Any, eps: Any) -> Any:
+    return mu[:, None] + jnp.exp(0.5 * logvar)[:, None] * eps
+
+
+def gaussian_log_ratio(z: Any, logvar: Any, eps: Any) -> Any:
+    return 0.5 * jnp.sum(z**2 - eps**2 - logvar[:, None], axis=2)
+
+
+def importance(nll: Any, log_ratio: Any) -> Any:
+    return log_mean_exp(-nll.reshape(log_ratio.shape) - log_ratio)
+
+
+def bernoulli_iwae(logits: Any, x: Any, log_ratio: Any) -> Any:
+    wide = jnp.repeat(x, log_ratio.shape[1], axis=0)
+    return importance(bernoulli_nll(logits, wide), log_ratio)
+
+
+def gaussian_iwae(x_mu: Any, x_logvar: Any, x: Any, log_ratio: Any) -> Any:
+    wide = jnp.repeat(x, log_ratio.shape[1], axis=0)
+    return importance(gaussian_nll(x_mu, x_logvar, wide), log_ratio)
+
+
+def gaussian_fixed_iwae(x_mu: Any, x: Any, log_ratio: Any, *, variance: float) -> Any:
+    wide = jnp.repeat(x, log_ratio.shape[1], axis=0)
+    return importance(gaussian_fixed_nll(x_mu, wide, variance=variance), log_ratio)
+
+
 # ---------------------------------------------------------------------------------------- patches
 def im2col(x: Any, **_: Any) -> Any:
     padded = jnp.pad(x, ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0)))
@@ -148,6 +175,8 @@ FUNCTIONS: dict[str, list[Callable]] = {
     for f in (
         gaussian_kl, gaussian_kl_between, bernoulli_nll, gaussian_nll, gaussian_fixed_nll,
         bernoulli_elbo, gaussian_elbo, gaussian_fixed_elbo, reparameterize, col2im,
+        reparameterize_samples, gaussian_log_ratio, bernoulli_iwae, gaussian_iwae,
+        gaussian_fixed_iwae,
         gaussian_kl_total, total, log_mean_exp, categorical_nll,
         logistic_mixture_nll, beta_nll, nearest_code, mixture_log_prob,
         mixture_marginal_log_prob,

@@ -120,6 +120,33 @@ def reparameterize(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
     return mu + torch.exp(0.5 * logvar) * eps
 
 
+def reparameterize_samples(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+    return mu[:, None] + torch.exp(0.5 * logvar)[:, None] * eps
+
+
+def gaussian_log_ratio(z: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+    return 0.5 * torch.sum(z**2 - eps**2 - logvar[:, None], dim=2)
+
+
+def importance(nll: Tensor, log_ratio: Tensor) -> Tensor:
+    return log_mean_exp(-nll.view(log_ratio.shape) - log_ratio)
+
+
+def bernoulli_iwae(logits: Tensor, x: Tensor, log_ratio: Tensor) -> Tensor:
+    wide = x.repeat_interleave(log_ratio.shape[1], 0)
+    return importance(bernoulli_nll(logits, wide), log_ratio)
+
+
+def gaussian_iwae(x_mu: Tensor, x_logvar: Tensor, x: Tensor, log_ratio: Tensor) -> Tensor:
+    wide = x.repeat_interleave(log_ratio.shape[1], 0)
+    return importance(gaussian_nll(x_mu, x_logvar, wide), log_ratio)
+
+
+def gaussian_fixed_iwae(x_mu: Tensor, x: Tensor, log_ratio: Tensor, *, variance: float) -> Tensor:
+    wide = x.repeat_interleave(log_ratio.shape[1], 0)
+    return importance(gaussian_fixed_nll(x_mu, wide, variance=variance), log_ratio)
+
+
 def gaussian_sample(mu: Tensor, logvar: Tensor, **_: Any) -> Tensor:
     return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
 
@@ -177,6 +204,8 @@ LIKE_OURS = {
     for f in (
         gaussian_kl, gaussian_kl_between, bernoulli_nll, gaussian_nll, gaussian_fixed_nll,
         bernoulli_elbo, gaussian_elbo, gaussian_fixed_elbo, reparameterize, gaussian_sample,
+        reparameterize_samples, gaussian_log_ratio, bernoulli_iwae, gaussian_iwae,
+        gaussian_fixed_iwae,
         im2col, col2im, gaussian_kl_total, total, log_mean_exp, categorical_nll,
         logistic_mixture_nll, beta_nll, nearest_code, mixture_log_prob,
         mixture_marginal_log_prob, bias_activation,

@@ -10,7 +10,8 @@ import tinyvae_kernels as kernels
 from tinyvae import Tensor, checking, no_grad, ops
 from tinyvae.ops import fused
 
-NAMES = sorted(set(kernels.PAIRS) - {"reparameterize", "gaussian_sample", "nearest_code"})
+SAMPLERS = {"reparameterize", "reparameterize_samples", "gaussian_sample"}  # of ops/sampling.py
+NAMES = sorted(set(kernels.PAIRS) - SAMPLERS - {"nearest_code"})
 ELBOS = [name for name in NAMES if name.endswith("elbo")]
 
 
