@@ -80,6 +80,18 @@ def test_threads_make_no_difference(rng):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_share_of_the_rows_keeps_to_its_room(rng):
+    """A thread may have fewer images than fit at a time; beyond its share lies another's room."""
+    g, x, w, y, expected = example(3, (6, 5, 2), 7, (3, 3), {"padding": 1}, "float64")
+    tables = convolution._tables(g, 5, 8)
+    memory = np.full((9, 8 * 7 * 2), np.nan)
+    out, address = np.empty_like(y), convolution.tiles(y.dtype)
+    convolution._correlate_numba(x, out, w, memory[3:6], 5, *tables, g, address)
+    np.testing.assert_allclose(out, expected[0], **TOLERANCE["float64"])
+    assert np.isnan(memory[:3]).all()
+    assert np.isnan(memory[6:]).all()
+
+
 def test_on_a_gpu():
     g, x, w, y, expected = example(2, (5, 6, 3), 7, (3, 2), {"padding": 1}, "float64")
     with simt.device() as gpu:

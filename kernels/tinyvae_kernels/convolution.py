@@ -159,6 +159,7 @@ def _put(x, first, count, room, g):
 @jit_rows.sharing("w", "positions", "offsets", each=1)
 def _correlate_numba(x, out, w, room, images, positions, offsets, g, tiles):
     (K, O), each = w.shape, g.P * g.Q  # noqa: E741
+    images = min(images, len(x))  # a thread's share of the rows may be less, and so is its room
     below = _multiples(out.strides[0], len(positions), ROWS)
     _clear(room, images)
     for first in range(0, len(x), images):
